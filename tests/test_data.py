@@ -15,7 +15,7 @@ from latent_reason.errors import ConfigError, DataError
 HAND_MADE = {
     "rolling_sums": ("Add: 9 8 7", "4 5 7"),
     "sorting": ("Sort: 3 9 0 3", "0 3 3 9"),
-    "permutations": ("Moves: a e f", "2 5 4 3 1"),
+    "permutations": ("Moves: 2 6 1", "4 5 2"),
     "reachability": ("Reach: 0 1 0\n0 1 1\n0 0 1", "1 0 0 1 0 0 1 1 0"),
     "khop": ("End: b c, x y, a b", "c y c"),
     "sudoku4": (

@@ -156,16 +156,16 @@ _ALL = (
     ),
     Task(
         name="permutations",
-        description="the row 1 2 3 4 5 after moves a to f: four swaps, rotate left, reverse",
+        description="where a marker stands after each of a list of moves, the last one done first",
         wordings=(
-            "Apply the moves in order",
-            "Do these moves from left to right",
-            "Final order after these moves",
-            "Where do the moves lead",
+            "Follow the marker through the moves",
+            "Do the moves from last to first",
+            "Where is the marker after each move",
+            "Track the marker, last move first",
         ),
         held_out_wordings=(
-            "Carry out every move, then give the row",
-            "What row is left at the end",
+            "Give the place of the marker after every move",
+            "Say where it stands if moves go from right to left",
         ),
         sample=rules.sample_permutations,
         verify=rules.verify_permutations,

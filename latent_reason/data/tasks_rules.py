@@ -19,22 +19,22 @@ Sample = tuple[str, str]
 
 ROLLING_SUMS_LENGTH, ROLLING_SUMS_LONGER = 24, (32, 40)
 SORTING_LENGTH, SORTING_LONGER = 16, (24,)
-PERMUTATIONS_LENGTH, PERMUTATIONS_LONGER = 12, (16, 24)
+PERMUTATIONS_LENGTH, PERMUTATIONS_LONGER = 24, (32, 40)
 REACHABILITY_SIDE, REACHABILITY_LONGER = 6, 8
 REACHABILITY_WALL_PROB = 0.4
 KHOP_LETTERS, KHOP_LONGER = 14, 20
 KHOP_CHAINS = (2, 3, 4)
 SUDOKU4_EMPTY, SUDOKU4_LONGER = (6, 7, 8, 9, 10), (11, 12)
 
-PERMUTATION_SOURCES = {
-    "a": (1, 0, 2, 3, 4),
-    "b": (0, 2, 1, 3, 4),
-    "c": (0, 1, 3, 2, 4),
-    "d": (0, 1, 2, 4, 3),
-    "e": (1, 2, 3, 4, 0),
-    "f": (4, 3, 2, 1, 0),
+PERMUTATION_MOVES = {
+    "1": "23451",
+    "2": "21534",
+    "3": "45213",
+    "4": "34512",
+    "5": "53124",
+    "6": "25431",
 }
-"""For every move of `permutations`: the place (from 0) that each of the five places takes from."""
+"""For every move of `permutations`: where it takes a marker from places 1 to 5."""
 
 
 def _digits(text: str) -> list[int]:
@@ -82,36 +82,32 @@ def verify_sorting(data: str, answer: list[str]) -> bool:
 
 
 def sample_permutations(rng: Random, longer: bool) -> Sample:
-    """Draw moves; the answer is what they make, from left to right, of the row 1 2 3 4 5.
+    """Draw moves; the answer is where a marker stands after each of them.
 
-    a, b, c, d swap the places 1 and 2, 2 and 3, 3 and 4, 4 and 5; e takes the first to the end
-    (rotates left); f reverses the row. Together they generate all 120 orders (the group S5).
+    The marker starts at place 1 of five and the moves are done from the last to the first, so
+    that the first answer digit needs the whole list. Every move permutes the places and leaves
+    none where it was; together they generate all 120 orders. Following them is the word problem
+    of the group S5, which no circuit of fixed depth is believed to solve for all lengths.
     """
     num_moves = rng.choice(PERMUTATIONS_LONGER) if longer else PERMUTATIONS_LENGTH
-    moves = [rng.choice("abcdef") for _ in range(num_moves)]
-    state = [1, 2, 3, 4, 5]
-    for move in moves:
-        if move == "e":
-            state.append(state.pop(0))
-        elif move == "f":
-            state.reverse()
-        else:
-            place = "abcd".index(move)
-            state.insert(place, state.pop(place + 1))
-    return _join(moves), _join(state)
+    moves = [rng.choice("123456") for _ in range(num_moves)]
+    places, place = [], 1
+    for move in reversed(moves):
+        place = int(PERMUTATION_MOVES[move][place - 1])
+        places.append(place)
+    return _join(moves), _join(reversed(places))
 
 
 def verify_permutations(data: str, answer: list[str]) -> bool:
-    """Follow each place of the final row backwards through the moves to where it started."""
+    """Undo the moves from the first to the last: every place must come from the next one."""
     moves = data.split(" ")
-    if not set(moves) <= PERMUTATION_SOURCES.keys():
+    if not set(moves) <= PERMUTATION_MOVES.keys() or len(answer) != len(moves):
         return False
-    final = []
-    for place in range(5):
-        for move in reversed(moves):
-            place = PERMUTATION_SOURCES[move][place]
-        final.append(str(place + 1))
-    return answer == final
+    came_from = [*answer[1:], "1"]
+    return all(
+        place in PERMUTATION_MOVES[move] and str(PERMUTATION_MOVES[move].index(place) + 1) == source
+        for move, place, source in zip(moves, answer, came_from, strict=True)
+    )
 
 
 def sample_reachability(rng: Random, longer: bool) -> Sample | None:

@@ -1,0 +1,88 @@
+"""Reader and writers: the way into the reasoner's latent space and the way back.
+
+`Reader`: base states (B, T, F) to the embedded question x (B, S, D), K answer slots at its end.
+`Writer`: answer slots (B, K, D) to vectors in the base's width (B, K, E), read by the frozen
+`lm_head` (writer head) or given to the base as soft tokens (writer soft).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latent_reason.config import LatentReasonerConfig
+from latent_reason.layers import CrossAttention, Positions, init_linear, position_ids, rms_norm
+
+
+class Reader(nn.Module):
+    """Turn prompt states into the embedded question x.
+
+    Kind "perceiver": K slots, all starting from one learned query, read the prompt by
+    cross-attention; x is (B, K, D). Kind "concat": the slots are appended to the projected
+    prompt; x is (B, T + K, D). Slots follow the last real token in position, whatever the
+    padding. The query is shared, so K may grow after training.
+
+    Args:
+        config: kind, K and the sizes of the reasoner.
+        num_features: F, width of the states that `FrozenLLM.read` returns.
+    """
+
+    def __init__(self, config: LatentReasonerConfig, num_features: int) -> None:
+        super().__init__()
+        self.config = config
+        size = config.reasoner.hidden_size
+        self.down_proj = init_linear(nn.Linear(num_features, size, bias=False))
+        self.slot_query = nn.Parameter(torch.randn(size))
+        self.cross_attn = CrossAttention(config.reasoner) if config.reader == "perceiver" else None
+
+    def num_positions(self, num_tokens: int) -> int:
+        """Return S for prompts padded to `num_tokens`."""
+        return self.config.num_slots + (0 if self.cross_attn is not None else num_tokens)
+
+    def forward(self, states: Tensor, attention_mask: Tensor) -> tuple[Tensor, Positions]:
+        """Embed prompts.
+
+        Args:
+            states: (B, T, F) fp32.
+            attention_mask: (B, T), padding on either side.
+
+        Returns:
+            x (B, S, D) and the positions of its S places.
+        """
+        reasoner, num_slots = self.config.reasoner, self.config.num_slots
+        down = self.down_proj(states)
+        slots = self.slot_query.to(down.dtype).expand(len(states), num_slots, -1)
+        after = attention_mask.long().sum(dim=1, keepdim=True)
+        slot_ids = after + torch.arange(num_slots, device=after.device)
+        token_ids = position_ids(attention_mask)
+        if self.cross_attn is None:
+            present = torch.cat((attention_mask.bool(), torch.ones_like(slot_ids).bool()), dim=1)
+            where = Positions(reasoner, torch.cat((token_ids, slot_ids), dim=1), present)
+            return torch.cat((down, slots), dim=1), where
+        at = Positions(reasoner, slot_ids)
+        read = self.cross_attn(slots, down, at, Positions(reasoner, token_ids, attention_mask))
+        return rms_norm(slots + read, reasoner.norm_eps), at
+
+
+class Writer(nn.Module):
+    """Project slots into the base's width, (B, K, D) to (B, K, E)."""
+
+    def __init__(self, hidden_size: int, llm_hidden_size: int) -> None:
+        super().__init__()
+        self.up_proj = init_linear(nn.Linear(hidden_size, llm_hidden_size, bias=False))
+
+    def forward(self, slots: Tensor) -> Tensor:
+        return self.up_proj(slots)
+
+
+def soft_tokens(vectors: Tensor, embedding: Tensor) -> Tensor:
+    """Rescale (B, K, E) to the mean norm of the embedding table (V, E), so none stands out."""
+    norm = embedding.float().norm(dim=-1).mean()
+    return F.normalize(vectors.float(), dim=-1) * norm
+
+
+def nearest_token_logits(vectors: Tensor, embedding: Tensor, scale: float = 20.0) -> Tensor:
+    """Read (B, K, E) as tokens: `scale` times the cosine to each row of the table, (B, K, V)."""
+    table = F.normalize(embedding.float(), dim=-1)
+    return scale * F.normalize(vectors.float(), dim=-1) @ table.T

@@ -1,0 +1,263 @@
+"""Configurations: frozen dataclasses that check themselves and turn into plain JSON and back.
+
+A wrong value raises `ConfigError` naming the field, what was given and what is expected.
+Attribute docstrings are the only description of a field; the command line shows them as help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, Self
+
+from latent_reason.errors import ConfigError
+
+Gradient = Literal["one_step", "last_cycle", "k_cycles", "full"]
+ReadLayer = int | Literal["embedding", "middle", "last"]
+
+
+def check(condition: bool, name: str, got: object, expected: str) -> None:
+    """Raise `ConfigError` for field `name` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(f"{name}: got {got!r}, expected {expected}")
+
+
+class JsonConfig:
+    """Mixin of the dataclasses below: to and from plain JSON values."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values (tuples become lists on dumping)."""
+        return asdict(self)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from JSON values.
+
+        Raises:
+            ConfigError: on an unknown field or a value out of range.
+        """
+        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+        unknown = sorted(set(values) - known)
+        check(not unknown, cls.__name__, unknown, f"only the fields {sorted(known)}")
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasonerConfig(JsonConfig):
+    """The recursive module; `TRMConfig` and `HRMConfig` are its two published settings."""
+
+    kind: Literal["trm", "hrm"] = "trm"
+    """trm: one net serves both levels; hrm: a net per level."""
+    hidden_size: int = 128
+    """Reasoner width D; a multiple of 2 * num_heads."""
+    num_heads: int = 4
+    """Attention heads."""
+    expansion: float = 4.0
+    """SwiGLU width over D, before the 2/3 factor and rounding up to a multiple of 256."""
+    L_layers: int = 2
+    """Blocks of the net that updates z_L (and z_H for trm)."""
+    H_layers: int = 0
+    """Blocks of the net that updates z_H; hrm only, 0 for trm."""
+    L_cycles: int = 6
+    """z_L updates per H cycle (n in the TRM paper)."""
+    H_cycles: int = 3
+    """H cycles per refinement step (T in the TRM paper)."""
+    gradient: Gradient = "last_cycle"
+    """one_step: last z_L and last z_H update (HRM); last_cycle: whole last H cycle (TRM);
+    k_cycles: the last `gradient_cycles` H cycles; full: all H cycles."""
+    gradient_cycles: int = 1
+    """H cycles with gradient; read for k_cycles only."""
+    mixer: Literal["attention", "mlp"] = "attention"
+    """How positions exchange information; mlp mixes a fixed number of positions."""
+    positions: Literal["rope", "none"] = "rope"
+    """Rotary position embedding, or none."""
+    residual_init: Literal["zero", "normal"] = "zero"
+    """zero: attention and SwiGLU outputs start at zero, so a fresh recursion passes its inputs on
+    and learns from the first steps; normal: as the originals."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    norm_eps: float = 1e-5
+    """Epsilon of RMSNorm."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_heads", "L_layers", "L_cycles", "H_cycles"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        check(
+            self.hidden_size % (2 * self.num_heads) == 0,
+            "hidden_size",
+            self.hidden_size,
+            f"a multiple of 2 * num_heads = {2 * self.num_heads}",
+        )
+        check(self.expansion > 0, "expansion", self.expansion, "above 0")
+        if self.kind == "hrm":
+            check(self.H_layers >= 1, "H_layers", self.H_layers, "at least 1 for kind 'hrm'")
+        else:
+            check(self.kind == "trm", "kind", self.kind, "'trm' or 'hrm'")
+            check(self.H_layers == 0, "H_layers", self.H_layers, "0 for kind 'trm' (one net)")
+        modes = ("one_step", "last_cycle", "k_cycles", "full")
+        check(self.gradient in modes, "gradient", self.gradient, f"one of {modes}")
+        check(self.mixer in ("attention", "mlp"), "mixer", self.mixer, "'attention' or 'mlp'")
+        inits = ("zero", "normal")
+        check(self.residual_init in inits, "residual_init", self.residual_init, f"one of {inits}")
+        check(self.positions in ("rope", "none"), "positions", self.positions, "'rope' or 'none'")
+        check(
+            1 <= self.gradient_cycles <= self.H_cycles,
+            "gradient_cycles",
+            self.gradient_cycles,
+            f"1 to H_cycles = {self.H_cycles}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRMConfig(ReasonerConfig):
+    """Tiny Recursive Model (arXiv 2510.04871): one net, gradient through the last H cycle."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HRMConfig(ReasonerConfig):
+    """Hierarchical Reasoning Model (arXiv 2506.21734): two nets, one-step gradient."""
+
+    kind: Literal["trm", "hrm"] = "hrm"
+    L_layers: int = 4
+    H_layers: int = 4
+    L_cycles: int = 2
+    H_cycles: int = 2
+    gradient: Gradient = "one_step"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentReasonerConfig(JsonConfig):
+    """What is built around the frozen base: reader, reasoner, writer."""
+
+    reasoner: ReasonerConfig = field(default_factory=ReasonerConfig)
+    """The recursion."""
+    reader: Literal["perceiver", "concat"] = "perceiver"
+    """perceiver: slots read the prompt by cross-attention and the recursion runs over them alone;
+    concat: the recursion runs over prompt and slots together."""
+    writer: Literal["head", "soft"] = "head"
+    """head: slots through the frozen lm_head, all answer tokens in parallel;
+    soft: slots as soft tokens after the prompt, the base generates the answer."""
+    num_slots: int = 16
+    """Answer positions K; the longest answer with its end token must fit."""
+    read_layers: tuple[ReadLayer, ...] = ("embedding", "middle", "last")
+    """Hidden states of the base to read: 'embedding', 'middle', 'last' or a layer index."""
+    answer_delimiter: str = " Answer:"
+    """Text between the soft tokens and the answer (writer soft)."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.reasoner, Mapping):
+            object.__setattr__(self, "reasoner", ReasonerConfig.from_dict(self.reasoner))
+        object.__setattr__(self, "read_layers", tuple(self.read_layers))
+        readers = ("perceiver", "concat")
+        check(self.reader in readers, "reader", self.reader, f"one of {readers}")
+        check(self.writer in ("head", "soft"), "writer", self.writer, "'head' or 'soft'")
+        check(self.num_slots >= 1, "num_slots", self.num_slots, "at least 1")
+        check(len(self.read_layers) >= 1, "read_layers", self.read_layers, "at least one layer")
+        check(
+            self.reasoner.mixer == "attention" or self.reader == "perceiver",
+            "reasoner.mixer",
+            self.reasoner.mixer,
+            "'attention' with reader 'concat' (prompts differ in length)",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HaltConfig(JsonConfig):
+    """When an example of a training batch ends and its slot is refilled."""
+
+    halt_max_steps: int = 16
+    """Most refinement steps per example in training."""
+    halt_exploration_prob: float = 0.1
+    """Chance that an example must run a minimum of steps drawn from 2..halt_max_steps."""
+    curriculum: tuple[float, ...] = ()
+    """Fractions of training at which the limit doubles from 1 towards halt_max_steps;
+    empty: the full limit from the start."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "curriculum", tuple(self.curriculum))
+        check(self.halt_max_steps >= 1, "halt_max_steps", self.halt_max_steps, "at least 1")
+        check(
+            0 <= self.halt_exploration_prob <= 1,
+            "halt_exploration_prob",
+            self.halt_exploration_prob,
+            "a probability from 0 to 1",
+        )
+        rising = all(0 <= a < b <= 1 for a, b in zip((0, *self.curriculum), self.curriculum))
+        check(rising, "curriculum", self.curriculum, "rising fractions of training in (0, 1]")
+
+    def max_steps_at(self, progress: float) -> int:
+        """Return the limit of refinement steps at `progress` (0..1) of the training."""
+        if not self.curriculum:
+            return self.halt_max_steps
+        passed = sum(progress >= fraction for fraction in self.curriculum)
+        return min(self.halt_max_steps, 2**passed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(JsonConfig):
+    """One training run; a step is an optimizer step, one refinement step for every slot."""
+
+    max_steps: int = 4000
+    """Optimizer steps."""
+    max_seconds: float | None = None
+    """Wall-clock budget in place of max_steps, for controls; such a run is not repeatable."""
+    batch_size: int = 64
+    """Slots over all processes."""
+    learning_rate: float = 2e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    cooldown: float = 0.3
+    """Last share of training over which the learning rate falls linearly to 2 % of its peak."""
+    grad_clip: float = 1.0
+    """Largest gradient norm."""
+    ema_decay: float = 0.99
+    """Decay of the exponential moving average of the trainable weights, used for evaluation."""
+    halt: HaltConfig = field(default_factory=HaltConfig)
+    """Refinement steps per example."""
+    through_base_from: float = 1.0
+    """Share of training after which writer soft also learns through the frozen base."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 where the device has fast bf16 (CUDA, CPUs with AMX), else fp32."""
+    log_every: int = 50
+    """Steps between two lines of progress and metrics."""
+    eval_every: int = 500
+    """Steps between two evaluations on the validation split."""
+    save_every: int = 500
+    """Steps between two checkpoints."""
+    seed: int = 0
+    """Of initial weights, data order and exploration."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.halt, Mapping):
+            object.__setattr__(self, "halt", HaltConfig.from_dict(self.halt))
+        for name in ("max_steps", "batch_size", "log_every", "eval_every", "save_every"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("warmup_steps", "weight_decay", "seed"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        budget = self.max_seconds
+        check(budget is None or budget > 0, "max_seconds", budget, "None or above 0")
+        rate = self.learning_rate
+        check(0 < rate <= 0.1, "learning_rate", rate, "above 0 and at most 0.1")
+        check(self.grad_clip > 0, "grad_clip", self.grad_clip, "above 0")
+        check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "from 0 to below 1")
+        for name in ("cooldown", "through_base_from"):
+            check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
+        precisions = ("auto", "fp32", "bf16")
+        check(self.precision in precisions, "precision", self.precision, f"one of {precisions}")
+
+    def progress(self, step: int, seconds: float) -> float:
+        """Return the share of training done after `step` steps and `seconds` seconds, 0..1."""
+        if self.max_seconds is not None:
+            return min(1.0, seconds / self.max_seconds)
+        return min(1.0, step / self.max_steps)
+
+    def learning_rate_at(self, step: int, progress: float) -> float:
+        """Return the rate of optimizer step `step` (from 0): linear warm-up, flat, cooldown."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        if self.cooldown == 0:
+            return self.learning_rate * warm
+        left = (1 - progress) / self.cooldown
+        return self.learning_rate * warm * min(1.0, max(0.02, left))

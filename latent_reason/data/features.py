@@ -1,0 +1,96 @@
+"""The cache of base states: a frozen base reads every prompt once, its states stay on disk.
+
+Valid for the `head` writer, whose training needs nothing of the base but these states.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latent_reason.data.text import TextDataset
+from latent_reason.llm import FrozenLLM
+
+
+def cache_key(llm: FrozenLLM, layers: tuple[int | str, ...], dataset: TextDataset) -> str:
+    """Return a digest of base weights, layers and token ids; equal keys mean equal states."""
+    digest = hashlib.sha256(json.dumps([llm.sha256(), list(layers)]).encode())
+    for tensor in (dataset.input_ids, dataset.attention_mask):
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+class StateCache:
+    """Prompt states of a dataset as one memory-mapped fp16 file.
+
+    Args:
+        dataset: N prompts of up to T tokens.
+        llm: the frozen base; it is called once per prompt, and not at all if the file exists.
+        layers: which hidden states.
+        folder: where the file goes; its name is the `cache_key`.
+        batch_size: prompts per call.
+        progress: called with (done, total) after each call.
+
+    `batch(rows)` gives what a training step needs.
+    """
+
+    def __init__(
+        self,
+        dataset: TextDataset,
+        llm: FrozenLLM,
+        layers: tuple[int | str, ...],
+        folder: Path,
+        batch_size: int = 256,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.dataset = dataset
+        path = folder / f"states-{cache_key(llm, layers, dataset)}.npy"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".tmp{os.getpid()}")
+            write_states(dataset, llm, layers, temporary, batch_size, progress)
+            os.replace(temporary, path)
+        self.states = np.load(path, mmap_mode="r", allow_pickle=False)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def num_tokens(self) -> int:
+        """T, tokens of the longest prompt."""
+        return self.dataset.num_tokens
+
+    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+        """Gather (B,) rows: what the dataset gives, and states (B, T, F) fp32."""
+        states = torch.from_numpy(self.states[rows.numpy()]).float()
+        return self.dataset.batch(rows) | {"states": states}
+
+
+def write_states(
+    dataset: TextDataset,
+    llm: FrozenLLM,
+    layers: tuple[int | str, ...],
+    path: Path,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Read all prompts with the base into a .npy file of shape (N, T, F), fp16."""
+    shape = (*dataset.input_ids.shape, llm.num_features(layers))
+    states = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    device = llm.embedding.device
+    for start in range(0, len(dataset), batch_size):
+        part = slice(start, start + batch_size)
+        prompt = llm.read(
+            dataset.input_ids[part].to(device), dataset.attention_mask[part].to(device), layers
+        )
+        states[part] = prompt.states.half().cpu().numpy()
+        if progress is not None:
+            progress(min(start + batch_size, len(dataset)), len(dataset))
+    states.flush()

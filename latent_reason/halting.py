@@ -1,0 +1,79 @@
+"""Halting: what lives between refinement steps, when an example ends, how its slot is refilled.
+
+Every rank does the same work in every step: a halted slot is refilled with the next example
+instead of leaving the batch, so no rank ever waits for another (an early exit would deadlock).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Carry:
+    """All that lives between two refinement steps; argument and return value, never an attribute.
+
+    z_H and z_L are (B, S, D) fp32 without graph; refinement_steps (B,) int64 counts the steps an
+    example has had; halted (B,) bool marks slots to refill before the next step; data holds what
+    is in each slot, here the position of the example in the data order.
+    """
+
+    z_H: Tensor
+    z_L: Tensor
+    refinement_steps: Tensor
+    halted: Tensor
+    data: dict[str, Tensor] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything as a flat dictionary, for a checkpoint."""
+        own = {"z_H": self.z_H, "z_L": self.z_L, "halted": self.halted}
+        own["refinement_steps"] = self.refinement_steps
+        return own | {f"data.{key}": value for key, value in self.data.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Carry:
+        """Undo `tensors`."""
+        own = {k: v for k, v in tensors.items() if not k.startswith("data.")}
+        data = {k.removeprefix("data."): v for k, v in tensors.items() if k.startswith("data.")}
+        return cls(**own, data=data)
+
+
+def reset_halted(carry: Carry, z_H: Tensor, z_L: Tensor) -> Carry:
+    """Return the carry with halted slots at the initial states (D,) and zero refinement steps."""
+    fresh = carry.halted[:, None, None]
+    return Carry(
+        z_H=torch.where(fresh, z_H.to(carry.z_H.dtype), carry.z_H),
+        z_L=torch.where(fresh, z_L.to(carry.z_L.dtype), carry.z_L),
+        refinement_steps=torch.where(carry.halted, 0, carry.refinement_steps),
+        halted=torch.zeros_like(carry.halted),
+        data=carry.data,
+    )
+
+
+def minimum_steps(
+    num: int, max_steps: int, exploration_prob: float, seed: int, step: int
+) -> Tensor:
+    """Draw the exploration minimum of refinement steps for the `num` slots of a global batch.
+
+    A pure function of (seed, step): the same on every rank and after a resume.
+
+    Returns:
+        (num,) int64: uniform in 2..max_steps with probability `exploration_prob`, else 0.
+
+    Source: HRM, arXiv 2506.21734, section 2 (Adaptive computational time).
+    """
+    generator = torch.Generator().manual_seed((seed << 32) ^ step)
+    explore = torch.rand(num, generator=generator) < exploration_prob
+    drawn = torch.randint(min(2, max_steps), max_steps + 1, (num,), generator=generator)
+    return torch.where(explore, drawn, 0)
+
+
+def should_halt(
+    q_halt_logits: Tensor, refinement_steps: Tensor, max_steps: int, minimum: Tensor
+) -> Tensor:
+    """Return (B,) bool: at the limit, or the halting head says stop and the minimum is reached."""
+    stop = (q_halt_logits > 0) & (refinement_steps >= minimum.to(refinement_steps.device))
+    return (refinement_steps >= max_steps) | stop

@@ -1,0 +1,377 @@
+"""`LatentReasoner`: read, think, write with a frozen base.
+
+The base reads the prompt once, without gradient. The reasoner loops over prompt positions and K
+answer slots; it never sees answer tokens. A writer turns the slots into answer tokens, either
+through the frozen `lm_head` or as soft tokens from which the base generates.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from latent_reason.adapters import Reader, Writer, nearest_token_logits, soft_tokens
+from latent_reason.config import LatentReasonerConfig
+from latent_reason.errors import CheckpointError, ConfigError, DataError
+from latent_reason.halting import Carry, reset_halted
+from latent_reason.llm import FrozenLLM, PromptStates
+from latent_reason.losses import IGNORE_INDEX, answer_loss, exactly_right, halt_loss
+from latent_reason.reasoner import Reasoner
+
+ADAPTER_WEIGHTS = "adapter.safetensors"
+ADAPTER_CONFIG = "config.json"
+
+
+@dataclass
+class ReasonerOutput:
+    """What one call returns.
+
+    loss: scalar or None without labels. logits: (B, K, V) of the parallel read-out, fp32.
+    q_halt_logits: (B,), above 0 means stop. slots: (B, K, E) written vectors.
+    carry: states after the last refinement step, detached. correct: (B,) bool or None.
+    """
+
+    loss: Tensor | None
+    logits: Tensor
+    q_halt_logits: Tensor
+    slots: Tensor
+    carry: Carry
+    correct: Tensor | None
+
+
+class LatentCore(nn.Module):
+    """Everything that trains and is saved: reader, reasoner, writer, halting head.
+
+    Args:
+        config: sizes and choices.
+        num_features: F, width of the states read from the base.
+        llm_hidden_size: E.
+    """
+
+    def __init__(self, config: LatentReasonerConfig, num_features: int, llm_hidden_size: int):
+        super().__init__()
+        size = config.reasoner.hidden_size
+        self.config = config
+        self.reader = Reader(config, num_features)
+        self.reasoner = Reasoner(config.reasoner, config.num_slots)
+        self.writer = Writer(size, llm_hidden_size)
+        self.q_head = nn.Linear(size, 1)
+        nn.init.zeros_(self.q_head.weight)
+        nn.init.constant_(self.q_head.bias, -5.0)
+
+    def initial_carry(self, num: int, num_tokens: int) -> Carry:
+        """Return a carry of `num` slots, all halted, for prompts padded to `num_tokens`."""
+        z_H, z_L = self.reasoner.initial_states(num, self.reader.num_positions(num_tokens))
+        steps = torch.zeros(num, dtype=torch.long, device=z_H.device)
+        return Carry(z_H, z_L, steps, torch.ones_like(steps, dtype=torch.bool))
+
+    def forward(
+        self, states: Tensor, attention_mask: Tensor, carry: Carry
+    ) -> tuple[Tensor, Tensor, Carry]:
+        """Run one refinement step.
+
+        Args:
+            states: (B, T, F) fp32 from `FrozenLLM.read`.
+            attention_mask: (B, T).
+            carry: halted slots start anew.
+
+        Returns:
+            Written vectors (B, K, E), q_halt_logits (B,), the detached carry.
+        """
+        carry = reset_halted(carry, self.reasoner.H_init, self.reasoner.L_init)
+        x, where = self.reader(states, attention_mask)
+        z_H, z_L = self.reasoner(x, carry.z_H, carry.z_L, where)
+        answer = z_H[:, -self.config.num_slots :]
+        q_halt_logits = self.q_head(answer[:, 0]).squeeze(-1).float()
+        carry = Carry(
+            z_H.detach().float(),
+            z_L.detach().float(),
+            carry.refinement_steps + 1,
+            carry.halted,
+            carry.data,
+        )
+        return self.writer(answer), q_halt_logits, carry
+
+
+class LatentReasoner(nn.Module):
+    """A frozen causal LM with a recursive latent scratchpad.
+
+    Args:
+        llm: the frozen base.
+        config: reader, reasoner and writer.
+
+    Raises:
+        ConfigError: if `read_layers` names a layer that the base lacks.
+    """
+
+    def __init__(self, llm: FrozenLLM, config: LatentReasonerConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or LatentReasonerConfig()
+        self.llm = llm
+        num_features = llm.num_features(self.config.read_layers)
+        self.core = LatentCore(self.config, num_features, llm.hidden_size)
+
+    @classmethod
+    def from_base(
+        cls, base: str | FrozenLLM, config: LatentReasonerConfig | None = None, **kwargs: Any
+    ) -> LatentReasoner:
+        """Wrap a base given by Hub name, local folder or as a loaded `FrozenLLM`.
+
+        Args:
+            base: the frozen model.
+            config: defaults to a TRM with writer head.
+            kwargs: passed to `FrozenLLM.load`.
+        """
+        llm = base if isinstance(base, FrozenLLM) else FrozenLLM.load(base, **kwargs)
+        return cls(llm, config)
+
+    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        """Tokenise prompts, padded on the right; returns input_ids and attention_mask (B, T)."""
+        return self.llm.encode(prompts)
+
+    def initial_carry(self, num: int, num_tokens: int) -> Carry:
+        """See `LatentCore.initial_carry`."""
+        return self.core.initial_carry(num, num_tokens)
+
+    def read_out(self, slots: Tensor) -> Tensor:
+        """Turn written vectors (B, K, E) into logits (B, K, V) without a pass through the base."""
+        if self.config.writer == "head":
+            return self.llm.lm_head(slots).float()
+        return nearest_token_logits(slots, self.llm.embedding)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        states: Tensor | None = None,
+        carry: Carry | None = None,
+        refinement_steps: int = 1,
+        through_base: bool = True,
+    ) -> ReasonerOutput:
+        """Think for `refinement_steps` and read the answer.
+
+        With labels the loss is the mean over the refinement steps of: cross entropy of the
+        read-out, plus half the halting loss, plus, for writer soft at the last step, the cross
+        entropy of the answer under the base. States are detached between refinement steps.
+
+        Args:
+            input_ids: prompts only (B, T); not needed when `states` is given and the base is not
+                asked to score the answer.
+            attention_mask: (B, T), 1 for real tokens; defaults to all ones.
+            labels: answer tokens with their end token (B, K or fewer), -100 where there is none.
+            states: what `FrozenLLM.read` returned for these prompts, to save the base's pass.
+            carry: states to continue from; defaults to a fresh start.
+            refinement_steps: deep recursions to run, at least 1.
+            through_base: writer soft only; False leaves the base's loss out.
+
+        Raises:
+            ValueError: if neither `input_ids` nor `states` is given, or labels exceed the slots.
+        """
+        score = labels is not None and self.config.writer == "soft" and through_base
+        if states is None or score:
+            if input_ids is None:
+                raise ValueError("input_ids: got None, expected prompt tokens (B, T)")
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_ids)
+            prompt = self.llm.read(input_ids, attention_mask, self.config.read_layers)
+            states = prompt.states
+        if attention_mask is None:
+            attention_mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
+        if carry is None:
+            carry = self.initial_carry(*states.shape[:2])
+        if labels is not None:
+            labels = self.pad_labels(labels)
+
+        total = torch.zeros((), device=states.device)
+        for _ in range(refinement_steps):
+            slots, q_halt_logits, carry = self.core(states, attention_mask, carry)
+            logits = self.read_out(slots)
+            if labels is not None:
+                correct = exactly_right(logits, labels)
+                step_loss = answer_loss(logits, labels) + 0.5 * halt_loss(q_halt_logits, correct)
+                total = total + step_loss / refinement_steps
+        if score:
+            total = total + answer_loss(self.answer_logits(prompt, slots, labels), labels)
+        if labels is None:
+            return ReasonerOutput(None, logits, q_halt_logits, slots, carry, None)
+        return ReasonerOutput(total, logits, q_halt_logits, slots, carry, correct)
+
+    def answer_logits(self, prompt: PromptStates, slots: Tensor, labels: Tensor) -> Tensor:
+        """Score answers under the base, the slots given as soft tokens (teacher forcing).
+
+        Args:
+            prompt: from `FrozenLLM.read`.
+            slots: written vectors (B, K, E).
+            labels: (B, K) answer tokens, -100 where there is none.
+
+        Returns:
+            Logits (B, K, V): row k predicts answer token k from the tokens before it.
+        """
+        answer = labels.masked_fill(labels == IGNORE_INDEX, self.llm.eos_token_id)
+        table = self.llm.embedding
+        before = self.soft_prefix(slots)
+        embeds = torch.cat((before, table[answer[:, :-1]].to(before.dtype)), dim=1)
+        hidden, _ = self.llm.continue_from(prompt, embeds)
+        return self.llm.lm_head(hidden[:, before.shape[1] - 1 :]).float()
+
+    def soft_prefix(self, slots: Tensor) -> Tensor:
+        """Return the input embeddings of slots and delimiter, (B, K + d, E)."""
+        table = self.llm.embedding
+        delimiter = table[self.delimiter].expand(slots.shape[0], -1, -1)
+        rows = soft_tokens(slots, table)
+        return torch.cat((rows, delimiter.to(rows.dtype)), dim=1)
+
+    @property
+    def delimiter(self) -> Tensor:
+        """Token ids (d,) of the text between soft tokens and answer."""
+        ids = self.llm.tokenizer(self.config.answer_delimiter, add_special_tokens=False)
+        return torch.tensor(ids["input_ids"], device=self.llm.embedding.device)
+
+    def pad_labels(self, labels: Tensor) -> Tensor:
+        """Fill (B, A) labels up to the K slots with -100."""
+        missing = self.config.num_slots - labels.shape[1]
+        if missing < 0:
+            raise ValueError(
+                f"labels: got {labels.shape[1]} columns, expected at most "
+                f"num_slots = {self.config.num_slots}"
+            )
+        return nn.functional.pad(labels, (0, missing), value=IGNORE_INDEX)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        refinement_steps: int = 16,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Think, then answer; prompts may be padded on either side.
+
+        Args:
+            input_ids: (B, T).
+            attention_mask: (B, T), 1 for real tokens; defaults to all ones.
+            refinement_steps: how long to think.
+            kwargs: writer soft only, passed to the base's `generate` (max_new_tokens, do_sample,
+                num_beams, ...); greedy with as many tokens as there are slots by default.
+
+        Returns:
+            Answer tokens only (B, N), after its end token padded with end tokens.
+
+        Raises:
+            ConfigError: for generation options with writer head, or a static cache.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        prompt = self.llm.read(input_ids, attention_mask, self.config.read_layers)
+        output = self(
+            attention_mask=attention_mask, states=prompt.states, refinement_steps=refinement_steps
+        )
+        eos = self.llm.eos_token_id
+        if self.config.writer == "head":
+            if kwargs:
+                raise ConfigError(f"generate: writer 'head' takes no options, got {sorted(kwargs)}")
+            tokens = output.logits.argmax(dim=-1)
+            ended = (tokens == eos).long().cumsum(dim=1) > 0
+            return tokens.masked_fill(ended, eos)
+        if "cache_implementation" in kwargs or "past_key_values" in kwargs:
+            raise ConfigError("generate: the cache holds the thoughts; leave cache options out")
+        repeats = max(kwargs.get("num_beams", 1), kwargs.get("num_return_sequences", 1))
+        prefix = self.soft_prefix(output.slots)
+        _, cache = self.llm.continue_from(prompt, prefix[:, :-1])
+        cache.batch_repeat_interleave(repeats) if repeats > 1 else None
+        mask = torch.cat((attention_mask, attention_mask.new_ones(prefix.shape[:2])), dim=1)
+        last = self.delimiter[-1:].expand(input_ids.shape[0], 1)
+        options = {"max_new_tokens": self.config.num_slots, "do_sample": False} | kwargs
+        tokens = self.llm.model.generate(
+            last, attention_mask=mask, past_key_values=cache, pad_token_id=eos, **options
+        )
+        return tokens[:, 1:]
+
+    def answer(self, prompts: str | list[str], refinement_steps: int = 16) -> list[str]:
+        """Answer prompts in text, one string per prompt."""
+        batch = self.encode([prompts] if isinstance(prompts, str) else prompts)
+        tokens = self.generate(**batch, refinement_steps=refinement_steps)
+        texts = self.llm.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def print_trainable_parameters(self) -> None:
+        """Print how many parameters train, as PEFT does."""
+        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in self.parameters())
+        share = 100 * trainable / total
+        print(
+            f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share:.4f}"
+        )
+
+    def save_pretrained(self, folder: str | Path, card: str = "") -> None:
+        """Save the adapter only: weights (safetensors), config.json and a model card.
+
+        Args:
+            folder: created if missing.
+            card: Markdown for README.md; a short default if empty.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.core.state_dict().items()}
+        save_file(tensors, folder / ADAPTER_WEIGHTS)
+        config = self.config.to_dict() | {
+            "format": "latent_reason adapter 1",
+            "base": self.llm.name,
+            "base_hidden_size": self.llm.hidden_size,
+            "base_sha256": self.llm.sha256(),
+        }
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        default = (
+            f"# Latent reasoner for {self.llm.name}\n\nLoad with `LatentReasoner.from_pretrained`."
+        )
+        (folder / "README.md").write_text((card or default) + "\n")
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, base: str | FrozenLLM | None = None, **kwargs: Any
+    ) -> LatentReasoner:
+        """Load an adapter and its base.
+
+        Args:
+            folder: written by `save_pretrained`.
+            base: the base, if it is not to be loaded by the name saved with the adapter.
+            kwargs: passed to `FrozenLLM.load` (quantization_config for 4-bit, say).
+
+        Raises:
+            CheckpointError: if files are missing or corrupt, or the base has other weights than
+                the one the adapter was made for (quantised bases are compared by width only).
+        """
+        folder = Path(folder)
+        try:
+            saved = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+            tensors = load_file(folder / ADAPTER_WEIGHTS)
+            name, width, digest = (saved.pop(f"base{k}") for k in ("", "_hidden_size", "_sha256"))
+            saved.pop("format")
+        except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"adapter {folder}: not a complete adapter folder ({error}); "
+                "give a folder written by save_pretrained"
+            ) from error
+        llm = base if isinstance(base, FrozenLLM) else FrozenLLM.load(base or name, **kwargs)
+        if llm.hidden_size != width or (not kwargs and llm.sha256() != digest):
+            raise CheckpointError(
+                f"adapter {folder}: made for base {name} (width {width}), got {llm.name} (width "
+                f"{llm.hidden_size}) with other weights; pass the base that it was trained with"
+            )
+        model = cls(llm, LatentReasonerConfig.from_dict(saved))
+        try:
+            model.core.load_state_dict(tensors)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"adapter {folder}: weights do not fit ({reason})") from error
+        return model

@@ -1,0 +1,217 @@
+"""Building blocks of a reasoner: RMSNorm, SwiGLU, rotary attention, token mixing, Block, Stack.
+
+Post-norm without learned scales and without biases, as in TRM and HRM. `recursion.py` loops a
+`Stack`; nothing here knows about refinement steps.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latent_reason.config import ReasonerConfig
+
+NAIVE_ATTENTION_BELOW = 200
+"""On CPU, hand-written attention is faster than the fused kernel for fewer positions."""
+
+
+def rms_norm(x: Tensor, eps: float) -> Tensor:
+    """Divide (..., D) by its root mean square over D; computed in fp32, returned in x's dtype."""
+    x32 = x.float()
+    return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def init_linear(linear: nn.Linear) -> nn.Linear:
+    """Initialise by a truncated normal of std 1/sqrt(fan in), cut at two std; return it."""
+    std = 1.0 / math.sqrt(linear.in_features)
+    nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
+    return linear
+
+
+def swiglu_width(size: int, expansion: float) -> int:
+    """Return round(expansion * size * 2/3), rounded up to a multiple of 256."""
+    return -(-round(expansion * size * 2 / 3) // 256) * 256
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate) * up) over the last axis: (..., size) to (..., size), gate and up fused."""
+
+    def __init__(self, size: int, expansion: float) -> None:
+        super().__init__()
+        width = swiglu_width(size, expansion)
+        self.gate_up_proj = init_linear(nn.Linear(size, 2 * width, bias=False))
+        self.down_proj = init_linear(nn.Linear(width, size, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """Return positions (B, T) that count real tokens only, for padding on either side."""
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+
+
+def rotary_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Return cos and sin, each (B, 1, S, head_dim) fp32, for integer positions (B, S)."""
+    exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
+    angles = positions[:, None, :, None].float() * theta ** -(exponent / head_dim)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate (B, N, S, head_dim) by the tables of `rotary_tables` (rotate-half form)."""
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return x * cos.to(x.dtype) + turned * sin.to(x.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Softmax attention, (B, N, S, head_dim) each; bias (B, 1, 1, S) is added to the scores."""
+    if q.device.type != "cpu" or k.shape[2] >= NAIVE_ATTENTION_BELOW:
+        mask = None if bias is None else bias.to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if bias is not None:
+        scores = scores + bias
+    return scores.float().softmax(dim=-1).to(v.dtype) @ v
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, S, N * width) to (B, N, S, width)."""
+    return x.view(*x.shape[:2], num_heads, -1).transpose(1, 2)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """(B, N, S, width) to (B, S, N * width)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+class Positions:
+    """What every block of one recursion shares: rotary tables and the key padding bias.
+
+    Args:
+        positions: integer positions (B, S), or None for no position embedding.
+        mask: True where a position holds something, (B, S), or None for all.
+        config: gives head width and rotary base.
+    """
+
+    def __init__(
+        self, config: ReasonerConfig, positions: Tensor | None, mask: Tensor | None = None
+    ) -> None:
+        self.rotary: tuple[Tensor, Tensor] | None = None
+        if positions is not None and config.positions == "rope":
+            head_dim = config.hidden_size // config.num_heads
+            self.rotary = rotary_tables(positions, head_dim, config.rope_theta)
+        self.bias: Tensor | None = None
+        if mask is not None:
+            self.bias = torch.zeros(mask.shape, device=mask.device)
+            self.bias = self.bias.masked_fill(~mask.bool(), -1e9)[:, None, None, :]
+
+
+class Attention(nn.Module):
+    """Bidirectional multi-head self-attention over (B, S, D)."""
+
+    def __init__(self, config: ReasonerConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        size = config.hidden_size
+        self.qkv_proj = init_linear(nn.Linear(size, 3 * size, bias=False))
+        self.o_proj = init_linear(nn.Linear(size, size, bias=False))
+
+    def forward(self, x: Tensor, where: Positions) -> Tensor:
+        q, k, v = split_heads(self.qkv_proj(x), 3 * self.num_heads).chunk(3, dim=1)
+        if where.rotary is not None:
+            q, k = apply_rotary(q, *where.rotary), apply_rotary(k, *where.rotary)
+        return self.o_proj(join_heads(attend(q, k, v, where.bias)))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from queries (B, K, D) to a sequence (B, T, D).
+
+    Rotary positions tell queries and sequence apart; the config of the reasoner gives sizes.
+    """
+
+    def __init__(self, config: ReasonerConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        size = config.hidden_size
+        self.q_proj = init_linear(nn.Linear(size, size, bias=False))
+        self.kv_proj = init_linear(nn.Linear(size, 2 * size, bias=False))
+        self.o_proj = init_linear(nn.Linear(size, size, bias=False))
+
+    def forward(self, queries: Tensor, sequence: Tensor, at: Positions, where: Positions) -> Tensor:
+        """Attend; `at` places the queries, `where` the sequence and its padding."""
+        q = split_heads(self.q_proj(queries), self.num_heads)
+        k, v = split_heads(self.kv_proj(sequence), 2 * self.num_heads).chunk(2, dim=1)
+        if at.rotary is not None and where.rotary is not None:
+            q, k = apply_rotary(q, *at.rotary), apply_rotary(k, *where.rotary)
+        return self.o_proj(join_heads(attend(q, k, v, where.bias)))
+
+
+class TokenMixer(nn.Module):
+    """SwiGLU over positions: (B, S, D) to (B, S, D) for one fixed S, as in TRM's MLP variant."""
+
+    def __init__(self, num_positions: int, expansion: float) -> None:
+        super().__init__()
+        self.mlp_t = SwiGLU(num_positions, expansion)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp_t(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """Post-norm block: x = rms(x + mix(x)); x = rms(x + swiglu(x)).
+
+    With token mixing the first norm runs over positions, as in the original.
+
+    Args:
+        num_positions: S, needed by the token mixer only.
+    """
+
+    def __init__(self, config: ReasonerConfig, num_positions: int | None = None) -> None:
+        super().__init__()
+        self.eps = config.norm_eps
+        self.mlp = SwiGLU(config.hidden_size, config.expansion)
+        self.mixer: TokenMixer | None = None
+        self.self_attn: Attention | None = None
+        if config.mixer == "mlp":
+            if num_positions is None:
+                raise ValueError("num_positions: the 'mlp' mixer needs the number of positions")
+            self.mixer = TokenMixer(num_positions, config.expansion)
+        else:
+            self.self_attn = Attention(config)
+        if config.residual_init == "zero":
+            outputs = [m.down_proj for m in self.modules() if isinstance(m, SwiGLU)]
+            outputs += [self.self_attn.o_proj] if self.self_attn is not None else []
+            for linear in outputs:
+                nn.init.zeros_(linear.weight)
+
+    def forward(self, x: Tensor, where: Positions) -> Tensor:
+        if self.self_attn is not None:
+            x = rms_norm(x + self.self_attn(x, where), self.eps)
+        else:
+            assert self.mixer is not None
+            mixed = x + self.mixer(x)
+            x = rms_norm(mixed.transpose(1, 2), self.eps).transpose(1, 2)
+        return rms_norm(x + self.mlp(x), self.eps)
+
+
+class Stack(nn.Module):
+    """The net of one level: blocks applied to state + injection, (B, S, D) each."""
+
+    def __init__(
+        self, config: ReasonerConfig, num_layers: int, num_positions: int | None = None
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block(config, num_positions) for _ in range(num_layers))
+
+    def forward(self, state: Tensor, injection: Tensor, where: Positions) -> Tensor:
+        x = state + injection
+        for block in self.layers:
+            x = block(x, where)
+        return x

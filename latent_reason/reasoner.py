@@ -1,0 +1,71 @@
+"""`Reasoner`: nets, initial states and the recursion; one class for TRM and HRM.
+
+Input and output are latent states; embedding the question and reading the answer is the work of
+the model around it (`latent_reasoner.py`).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from latent_reason.config import ReasonerConfig
+from latent_reason.layers import Positions, Stack
+from latent_reason.recursion import deep_recursion
+
+
+class Reasoner(nn.Module):
+    """One deep recursion over (B, S, D) states.
+
+    Args:
+        config: widths, depths and cycles.
+        num_positions: S, needed by the token-mixing variant only.
+
+    The initial states are fixed random vectors of unit variance, the same for every position:
+    buffers, since no gradient reaches them when H_cycles > 1 (as in the originals).
+    """
+
+    H_init: Tensor
+    L_init: Tensor
+
+    def __init__(self, config: ReasonerConfig, num_positions: int | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.L_level = Stack(config, config.L_layers, num_positions)
+        self._H_level = None
+        if config.kind == "hrm":
+            self._H_level = Stack(config, config.H_layers, num_positions)
+        for name in ("H_init", "L_init"):
+            state = torch.empty(config.hidden_size)
+            self.register_buffer(name, nn.init.trunc_normal_(state, std=1.0, a=-2, b=2))
+
+    @property
+    def H_level(self) -> Stack:
+        """The net of z_H; TRM's only net serves both levels."""
+        return self.L_level if self._H_level is None else self._H_level
+
+    def initial_states(self, num: int, length: int) -> tuple[Tensor, Tensor]:
+        """Return (z_H, z_L), each (num, length, D) fp32, read-only views."""
+        return (
+            self.H_init.expand(num, length, -1),
+            self.L_init.expand(num, length, -1),
+        )
+
+    def forward(
+        self, x: Tensor, z_H: Tensor, z_L: Tensor, where: Positions
+    ) -> tuple[Tensor, Tensor]:
+        """Run one deep recursion; return (z_H, z_L) attached to the graph."""
+        config = self.config
+        return deep_recursion(
+            partial(self.L_level, where=where),
+            partial(self.H_level, where=where),
+            x,
+            z_H,
+            z_L,
+            H_cycles=config.H_cycles,
+            L_cycles=config.L_cycles,
+            gradient=config.gradient,
+            gradient_cycles=config.gradient_cycles,
+        )

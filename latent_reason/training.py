@@ -1,0 +1,403 @@
+"""The one training loop: deep supervision with a carry, on Accelerate.
+
+Each optimizer step runs one refinement step for every slot of the batch. An example stays in its
+slot until it halts; then the slot takes the next example of its own column of the data order, a
+pure function of (seed, epoch, position). So nothing but the carry has to be remembered, and one
+process with batch 8 does exactly what two with batch 4 do.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from latent_reason.checkpoint import latest_checkpoint, rotate_checkpoints, save_checkpoint
+from latent_reason.config import TrainConfig
+from latent_reason.errors import CheckpointError, ConfigError, NonFiniteError
+from latent_reason.halting import Carry, minimum_steps, should_halt
+from latent_reason.metrics import MetricsLog
+from latent_reason.optim import load_optimizer_tensors, make_ema, make_optimizer, optimizer_tensors
+
+MEANS = ("train/loss", "train/accuracy", "train/exact_accuracy", "train/refinement_steps")
+
+
+class Data(Protocol):
+    """What the loop needs of a dataset."""
+
+    num_tokens: int
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        ...
+
+    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+        """Gather (B,) rows into the keyword arguments of the model."""
+        ...
+
+
+@lru_cache(maxsize=4)
+def data_order(seed: int, epoch: int, num: int) -> Tensor:
+    """Return the order (num,) of examples in an epoch, a pure function of its arguments."""
+    return torch.randperm(num, generator=torch.Generator().manual_seed((seed << 20) + epoch))
+
+
+def rows_at(positions: Tensor, seed: int, num: int) -> Tensor:
+    """Map positions (B,) in the endless data order to rows of a dataset of `num` examples."""
+    rows = [data_order(seed, int(p) // num, num)[int(p) % num] for p in positions]
+    return torch.stack(rows)
+
+
+def use_bf16(config: TrainConfig, device: torch.device) -> bool:
+    """Say whether to compute in bf16; "auto" takes it where the hardware is fast at it."""
+    if config.precision != "auto":
+        return config.precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+
+
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return what a checkpoint must hold of a model: trained parameters and the core's buffers."""
+    tensors = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+    return tensors | {n: b for n, b in model.named_buffers() if n.startswith("core.")}
+
+
+class StopRequest:
+    """Turns the first SIGINT or SIGTERM into a flag; the second one acts at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, self._old[number])
+
+
+class Trainer:
+    """Trains one model in one run folder.
+
+    Args:
+        accelerator: decides device and processes.
+        model: offers `initial_carry(num, num_tokens)` and `model(carry=..., **batch)` giving an
+            output with loss, logits, q_halt_logits, correct and carry.
+        data: training examples.
+        config: how to train.
+        run_dir: gets metrics.jsonl, perf.jsonl and checkpoints/.
+        evaluate: called with the model holding averaged weights; returns `val/...` metrics, of
+            which `val/exact_accuracy`, then `val/accuracy`, choose the best checkpoint.
+        report: called on the main process with one line of progress.
+
+    Raises:
+        ConfigError: if the batch size is no multiple of the number of processes.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        data: Data,
+        config: TrainConfig,
+        run_dir: Path,
+        evaluate: Callable[[], dict[str, float]],
+        report: Callable[[str], None] = print,
+    ) -> None:
+        world = accelerator.num_processes
+        if config.batch_size % world:
+            raise ConfigError(
+                f"batch_size: got {config.batch_size}, expected a multiple of the {world} processes"
+            )
+        self.accelerator, self.data, self.config, self.run_dir = accelerator, data, config, run_dir
+        self.evaluate, self.report = evaluate, report
+        self.model = model.to(accelerator.device)
+        self.wrapped = accelerator.prepare(self.model)
+        self.optimizer = make_optimizer(self.model, config.learning_rate, config.weight_decay)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.trainable = nn.ParameterList(parameters)
+        self.ema = make_ema(self.trainable, config.ema_decay)
+        self.bf16 = use_bf16(config, accelerator.device)
+        self.step, self.seconds = 0, 0.0
+        self.best: dict[str, Any] = {}
+        self.best_weights: list[Tensor] = []
+        self.sums = dict.fromkeys(MEANS, 0.0)
+        self.num_sums = 0
+        local = config.batch_size // world
+        self.slots = slice(
+            accelerator.process_index * local, (accelerator.process_index + 1) * local
+        )
+        self.carry = self.model.initial_carry(local, data.num_tokens)
+        columns = torch.arange(config.batch_size)[self.slots].to(accelerator.device)
+        self.carry.data["position"] = columns - config.batch_size
+
+    @property
+    def progress(self) -> float:
+        """Share of training done."""
+        return self.config.progress(self.step, self.seconds)
+
+    def run(self) -> int:
+        """Train to the end, or until a signal asks to stop.
+
+        Returns:
+            0, or the number of the signal after a checkpoint was saved.
+
+        Raises:
+            NonFiniteError: loss or gradient is NaN or infinite; nothing was updated.
+        """
+        config = self.config
+        with StopRequest() as stop, MetricsLog(self.run_dir / "metrics.jsonl", self.step) as log:
+            while self.progress < 1:
+                start = time.perf_counter()
+                self.train_step()
+                self.seconds += time.perf_counter() - start
+                ended, signalled = self._agree(stop)
+                if self.step % config.log_every == 0 or ended:
+                    self._log(log)
+                if self.step % config.eval_every == 0 or ended:
+                    self._evaluate(log)
+                if self.step % config.save_every == 0 or ended or signalled:
+                    self.save()
+                if signalled and not ended:
+                    return signalled
+        return 0
+
+    def train_step(self) -> None:
+        """Refill halted slots, run one refinement step, update weights, decide who halts."""
+        config, device = self.config, self.accelerator.device
+        carry, progress = self.carry, self.progress
+        position = carry.data["position"]
+        position = torch.where(carry.halted, position + config.batch_size, position)
+        carry.data["position"] = position
+        rows = rows_at(position.cpu(), config.seed, len(self.data))
+        batch = {k: v.to(device, non_blocking=True) for k, v in self.data.batch(rows).items()}
+        if progress < config.through_base_from:
+            batch["through_base"] = False
+        rate = config.learning_rate_at(self.step, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+        self.wrapped.train()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            output = self.wrapped(carry=carry, **batch)
+        self.accelerator.backward(output.loss)
+        self._update(output.loss)
+
+        self.carry = output.carry
+        max_steps = config.halt.max_steps_at(progress)
+        minimum = minimum_steps(
+            config.batch_size, max_steps, config.halt.halt_exploration_prob, config.seed, self.step
+        )[self.slots]
+        self.carry.halted = should_halt(
+            output.q_halt_logits.detach(), self.carry.refinement_steps, max_steps, minimum
+        )
+        self.step += 1
+        self._count(output, batch["labels"])
+
+    def _update(self, loss: Tensor) -> None:
+        """Clip, check on all ranks, step the optimizer and the moving average."""
+        norm = torch.nn.utils.clip_grad_norm_(list(self.trainable), self.config.grad_clip)
+        if not torch.isfinite(norm):
+            bad = [
+                name
+                for name, p in self.model.named_parameters()
+                if p.grad is not None and not p.grad.isfinite().all()
+            ]
+            raise NonFiniteError(
+                f"step {self.step + 1}, process {self.accelerator.process_index}: loss "
+                f"{loss.item()}, gradient of {bad[0] if bad else 'nothing'} is not finite; nothing "
+                "was updated, resume from the last checkpoint with a lower learning rate"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update_parameters(self.trainable)
+
+    def _agree(self, stop: StopRequest) -> tuple[bool, int]:
+        """Let all ranks see the same clock and the same signal: (training ended, signal)."""
+        if self.accelerator.num_processes > 1:
+            device = self.accelerator.device
+            seen = torch.tensor([self.seconds, stop.signal], dtype=torch.float64, device=device)
+            seen = self.accelerator.gather(seen[None]).amax(dim=0)
+            self.seconds, stop.signal = seen[0].item(), int(seen[1].item())
+        return self.progress >= 1, stop.signal
+
+    def _count(self, output: Any, labels: Tensor) -> None:
+        """Add this step's batch means to the sums of the next log line."""
+        labelled = labels != -100
+        predicted = output.logits.detach()[:, : labels.shape[1]].argmax(dim=-1)
+        values = (
+            output.loss.item(),
+            ((predicted == labels) & labelled).sum().item() / labelled.sum().item(),
+            output.correct.float().mean().item(),
+            self.carry.refinement_steps.float().mean().item(),
+        )
+        for name, value in zip(MEANS, values, strict=True):
+            self.sums[name] += value
+        self.num_sums += 1
+
+    def _log(self, log: MetricsLog) -> None:
+        """Write the means since the last line to metrics.jsonl, timing to perf.jsonl."""
+        device = self.accelerator.device
+        local = torch.tensor(list(self.sums.values()), dtype=torch.float64, device=device)
+        means = self.accelerator.reduce(local, "mean") / self.num_sums
+        row = dict(zip(MEANS, means.tolist(), strict=True))
+        self.sums, self.num_sums = dict.fromkeys(MEANS, 0.0), 0
+        if not self.accelerator.is_main_process:
+            return
+        config = self.config
+        row["train/learning_rate"] = config.learning_rate_at(self.step - 1, self.progress)
+        row["train/max_refinement_steps"] = config.halt.max_steps_at(self.progress)
+        log.write({"step": self.step, **row})
+        self.accelerator.log(row, step=self.step)
+        rate = self.step * config.batch_size / self.seconds
+        with open(self.run_dir / "perf.jsonl", "a") as file:
+            file.write(
+                f'{{"step": {self.step}, "train/seconds": {self.seconds:.2f}, '
+                f'"perf/examples_per_s": {rate:.1f}}}\n'
+            )
+        left = self.seconds * (1 / max(self.progress, 1e-9) - 1)
+        total = "" if config.max_seconds else f"/{config.max_steps}"
+        self.report(
+            f"step {self.step}{total} | loss {row['train/loss']:.3f} | "
+            f"tokens {100 * row['train/accuracy']:.1f} % | "
+            f"exact {100 * row['train/exact_accuracy']:.1f} % | "
+            f"up to {row['train/max_refinement_steps']} refinement steps | "
+            f"{rate:.0f} examples/s | ETA {int(left) // 60}:{int(left) % 60:02d}"
+        )
+
+    def _evaluate(self, log: MetricsLog) -> None:
+        """Evaluate with averaged weights, remember the best step."""
+        with self.averaged_weights():
+            metrics = self.evaluate()
+        score = [metrics["val/exact_accuracy"], metrics["val/accuracy"]]
+        if not self.best or score >= self.best["score"]:
+            self.best = {"step": self.step, "score": score}
+            self.best_weights = [p.detach().clone() for p in self.ema.module]
+        if self.accelerator.is_main_process:
+            log.write({"step": self.step, **metrics})
+            self.accelerator.log(metrics, step=self.step)
+            text = " | ".join(f"{k} {100 * v:.1f} %" for k, v in metrics.items())
+            self.report(f"step {self.step} | {text}")
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Let the model hold the averaged weights inside a `with` block."""
+        raw = [p.detach().clone() for p in self.trainable]
+        self._set_weights(self.ema.module)
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self._set_weights(raw)
+
+    def use_best_weights(self) -> None:
+        """Leave the model with the weights that were best on the validation split."""
+        self._set_weights(self.best_weights)
+        self.model.eval()
+
+    @torch.no_grad()
+    def _set_weights(self, weights: Iterable[Tensor]) -> None:
+        for parameter, weight in zip(self.trainable, weights, strict=True):
+            parameter.copy_(weight)
+
+    def save(self) -> None:
+        """Write a complete checkpoint; older ones but the newest two are removed."""
+        carry = {k: self.accelerator.gather(v) for k, v in self.carry.tensors().items()}
+        rng = torch.get_rng_state().to(self.accelerator.device)
+        rng = self.accelerator.gather(rng[None])
+        local = torch.tensor(list(self.sums.values()), dtype=torch.float64, device=rng.device)
+        sums = self.accelerator.gather(local[None]).tolist()
+        if self.accelerator.is_main_process:
+            state = {
+                "config": self.config.to_dict(),
+                "seconds": self.seconds,
+                "sums": sums,
+                "num_sums": self.num_sums,
+                "best": self.best,
+            }
+            tensors = {
+                "model": trainable_state(self.model),
+                "ema": {str(i): p.detach() for i, p in enumerate(self.ema.module)},
+                "best": {str(i): p for i, p in enumerate(self.best_weights)},
+                "optimizer": optimizer_tensors(self.optimizer),
+                "carry": carry,
+                "rng": {"torch": rng, "num_averaged": self.ema.n_averaged},
+            }
+            folder = self.run_dir / "checkpoints"
+            save_checkpoint(folder, self.step, tensors, state)
+            rotate_checkpoints(folder, keep_last=2, protect=())
+        self.accelerator.wait_for_everyone()
+
+    def resume(self) -> bool:
+        """Continue from the newest valid checkpoint of the run folder.
+
+        Returns:
+            False if there is none.
+
+        Raises:
+            CheckpointError: if the checkpoint was made with another training configuration or
+                for other weights.
+        """
+        saved = latest_checkpoint(self.run_dir / "checkpoints")
+        if saved is None:
+            return False
+        ours, theirs = flatten(self.config.to_dict()), flatten(saved.state["config"])
+        changed = [k for k in ours if ours[k] != theirs.get(k)]
+        if changed:
+            diff = ", ".join(f"{k} {theirs.get(k)} -> {ours[k]}" for k in changed)
+            raise CheckpointError(
+                f"checkpoint {saved.path}: made with other settings ({diff}); "
+                "resume with the same ones or choose another --output-dir"
+            )
+        device = self.accelerator.device
+        own, tensors = trainable_state(self.model), saved.tensors
+        if {k: v.shape for k, v in own.items()} != {
+            k: v.shape for k, v in tensors["model"].items()
+        }:
+            raise CheckpointError(f"checkpoint {saved.path}: its weights are for another model")
+        for name, value in tensors["model"].items():
+            own[name].copy_(value)
+        with torch.no_grad():
+            for i, parameter in enumerate(self.ema.module):
+                parameter.copy_(tensors["ema"][str(i)])
+        best = tensors["best"]
+        self.best_weights = [best[str(i)].to(device) for i in range(len(best))]
+        self.ema.n_averaged.copy_(tensors["rng"]["num_averaged"])
+        load_optimizer_tensors(self.optimizer, tensors["optimizer"])
+        carry = {k: v[self.slots].to(device) for k, v in tensors["carry"].items()}
+        self.carry = Carry.from_tensors(carry)
+        state, rank = saved.state, self.accelerator.process_index
+        if len(state["sums"]) == self.accelerator.num_processes:
+            torch.set_rng_state(tensors["rng"]["torch"][rank].cpu())
+            self.sums = dict(zip(MEANS, state["sums"][rank], strict=True))
+            self.num_sums = state["num_sums"]
+        self.step, self.seconds, self.best = saved.step, state["seconds"], state["best"]
+        return True
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested JSON values as {"a.b": value}, tuples as lists, for comparing settings."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
