@@ -44,9 +44,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
 	$(PIP_INSTALL) -e .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "installing into $(VENV) (some minutes the first time)"
+	$(PIP_INSTALL) torch
 	$(PIP_INSTALL) -e ".[dev]"
-	@touch $@
+	@touch $(VENV)/.installed $@
 
 $(BIN)/pip:
 	@for python in $(PYTHON) python3.13 python3.12 python3.11; do \
