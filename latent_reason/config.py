@@ -169,12 +169,11 @@ class HaltConfig(JsonConfig):
     """Most refinement steps per example in training."""
     halt_exploration_prob: float = 0.1
     """Chance that an example must run a minimum of steps drawn from 2..halt_max_steps."""
-    curriculum: tuple[float, ...] = ()
-    """Fractions of training at which the limit doubles from 1 towards halt_max_steps;
-    empty: the full limit from the start."""
+    curriculum: tuple[float, float] | None = None
+    """Shares of training between which the limit grows from 1 to halt_max_steps; None: the full
+    limit from the start."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "curriculum", tuple(self.curriculum))
         check(self.halt_max_steps >= 1, "halt_max_steps", self.halt_max_steps, "at least 1")
         check(
             0 <= self.halt_exploration_prob <= 1,
@@ -182,15 +181,19 @@ class HaltConfig(JsonConfig):
             self.halt_exploration_prob,
             "a probability from 0 to 1",
         )
-        rising = all(0 <= a < b <= 1 for a, b in zip((0, *self.curriculum), self.curriculum))
-        check(rising, "curriculum", self.curriculum, "rising fractions of training in (0, 1]")
+        if self.curriculum is not None:
+            object.__setattr__(self, "curriculum", tuple(self.curriculum))
+            start, end = self.curriculum
+            rising = 0 <= start < end <= 1
+            check(rising, "curriculum", self.curriculum, "two rising shares from 0 to 1")
 
     def max_steps_at(self, progress: float) -> int:
         """Return the limit of refinement steps at `progress` (0..1) of the training."""
-        if not self.curriculum:
+        if self.curriculum is None:
             return self.halt_max_steps
-        passed = sum(progress >= fraction for fraction in self.curriculum)
-        return min(self.halt_max_steps, 2**passed)
+        start, end = self.curriculum
+        risen = min(1.0, max(0.0, (progress - start) / (end - start)))
+        return 1 + int(risen * (self.halt_max_steps - 1))
 
 
 @dataclass(frozen=True, kw_only=True)

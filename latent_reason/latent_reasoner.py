@@ -132,10 +132,6 @@ class LatentReasoner(nn.Module):
         llm = base if isinstance(base, FrozenLLM) else FrozenLLM.load(base, **kwargs)
         return cls(llm, config)
 
-    def encode(self, prompts: list[str]) -> dict[str, Tensor]:
-        """Tokenise prompts, padded on the right; returns input_ids and attention_mask (B, T)."""
-        return self.llm.encode(prompts)
-
     def initial_carry(self, num: int, num_tokens: int) -> Carry:
         """See `LatentCore.initial_carry`."""
         return self.core.initial_carry(num, num_tokens)
@@ -205,37 +201,6 @@ class LatentReasoner(nn.Module):
             return ReasonerOutput(None, logits, q_halt_logits, slots, carry, None)
         return ReasonerOutput(total, logits, q_halt_logits, slots, carry, correct)
 
-    def answer_logits(self, prompt: PromptStates, slots: Tensor, labels: Tensor) -> Tensor:
-        """Score answers under the base, the slots given as soft tokens (teacher forcing).
-
-        Args:
-            prompt: from `FrozenLLM.read`.
-            slots: written vectors (B, K, E).
-            labels: (B, K) answer tokens, -100 where there is none.
-
-        Returns:
-            Logits (B, K, V): row k predicts answer token k from the tokens before it.
-        """
-        answer = labels.masked_fill(labels == IGNORE_INDEX, self.llm.eos_token_id)
-        table = self.llm.embedding
-        before = self.soft_prefix(slots)
-        embeds = torch.cat((before, table[answer[:, :-1]].to(before.dtype)), dim=1)
-        hidden, _ = self.llm.continue_from(prompt, embeds)
-        return self.llm.lm_head(hidden[:, before.shape[1] - 1 :]).float()
-
-    def soft_prefix(self, slots: Tensor) -> Tensor:
-        """Return the input embeddings of slots and delimiter, (B, K + d, E)."""
-        table = self.llm.embedding
-        delimiter = table[self.delimiter].expand(slots.shape[0], -1, -1)
-        rows = soft_tokens(slots, table)
-        return torch.cat((rows, delimiter.to(rows.dtype)), dim=1)
-
-    @property
-    def delimiter(self) -> Tensor:
-        """Token ids (d,) of the text between soft tokens and answer."""
-        ids = self.llm.tokenizer(self.config.answer_delimiter, add_special_tokens=False)
-        return torch.tensor(ids["input_ids"], device=self.llm.embedding.device)
-
     def pad_labels(self, labels: Tensor) -> Tensor:
         """Fill (B, A) labels up to the K slots with -100."""
         missing = self.config.num_slots - labels.shape[1]
@@ -246,6 +211,40 @@ class LatentReasoner(nn.Module):
             )
         return nn.functional.pad(labels, (0, missing), value=IGNORE_INDEX)
 
+    def answer_logits(self, prompt: PromptStates, slots: Tensor, labels: Tensor) -> Tensor:
+        """Score answers (B, K) under the base, the slots (B, K, E) given as soft tokens."""
+        rows = soft_tokens(slots, self.llm.embedding)
+        return self.llm.answer_logits(prompt, rows, self.config.answer_delimiter, labels)
+
+    @torch.no_grad()
+    def write(self, prompt: PromptStates, slots: Tensor | None, **options: Any) -> Tensor:
+        """Turn written vectors into answer tokens.
+
+        Args:
+            prompt: what `FrozenLLM.read` returned.
+            slots: (B, K, E), or None to answer without slots (a control).
+            options: writer soft only, passed to the base's `generate`.
+
+        Returns:
+            Tokens (B, N), padded with end tokens; N is K for writer head.
+
+        Raises:
+            ConfigError: for options with writer head.
+        """
+        if self.config.writer == "soft":
+            rows = None if slots is None else soft_tokens(slots, self.llm.embedding)
+            options.setdefault("max_new_tokens", self.config.num_slots)
+            return self.llm.generate_after(prompt, rows, self.config.answer_delimiter, **options)
+        if options:
+            raise ConfigError(f"generate: writer 'head' takes no options, got {sorted(options)}")
+        if slots is None:
+            shape = (len(prompt.attention_mask), self.config.num_slots, self.llm.hidden_size)
+            slots = torch.zeros(shape, device=prompt.attention_mask.device)
+        tokens = self.read_out(slots).argmax(dim=-1)
+        eos = self.llm.eos_token_id
+        ended = (tokens == eos).long().cumsum(dim=1) > 0
+        return tokens.masked_fill(ended, eos)
+
     @torch.no_grad()
     def generate(
         self,
@@ -253,22 +252,21 @@ class LatentReasoner(nn.Module):
         attention_mask: Tensor | None = None,
         *,
         refinement_steps: int = 16,
-        **kwargs: Any,
+        **options: Any,
     ) -> Tensor:
-        """Think, then answer; prompts may be padded on either side.
+        """Think, then answer.
 
         Args:
-            input_ids: (B, T).
+            input_ids: prompts (B, T), padded on either side.
             attention_mask: (B, T), 1 for real tokens; defaults to all ones.
             refinement_steps: how long to think.
-            kwargs: writer soft only, passed to the base's `generate` (max_new_tokens, do_sample,
-                num_beams, ...); greedy with as many tokens as there are slots by default.
+            options: see `write` (max_new_tokens, do_sample, num_beams, ...).
 
         Returns:
-            Answer tokens only (B, N), after its end token padded with end tokens.
+            Answer tokens only (B, N), padded with end tokens.
 
         Raises:
-            ConfigError: for generation options with writer head, or a static cache.
+            ConfigError: see `write`.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -276,33 +274,12 @@ class LatentReasoner(nn.Module):
         output = self(
             attention_mask=attention_mask, states=prompt.states, refinement_steps=refinement_steps
         )
-        eos = self.llm.eos_token_id
-        if self.config.writer == "head":
-            if kwargs:
-                raise ConfigError(f"generate: writer 'head' takes no options, got {sorted(kwargs)}")
-            tokens = output.logits.argmax(dim=-1)
-            ended = (tokens == eos).long().cumsum(dim=1) > 0
-            return tokens.masked_fill(ended, eos)
-        if "cache_implementation" in kwargs or "past_key_values" in kwargs:
-            raise ConfigError("generate: the cache holds the thoughts; leave cache options out")
-        repeats = max(kwargs.get("num_beams", 1), kwargs.get("num_return_sequences", 1))
-        prefix = self.soft_prefix(output.slots)
-        _, cache = self.llm.continue_from(prompt, prefix[:, :-1])
-        cache.batch_repeat_interleave(repeats) if repeats > 1 else None
-        mask = torch.cat((attention_mask, attention_mask.new_ones(prefix.shape[:2])), dim=1)
-        last = self.delimiter[-1:].expand(input_ids.shape[0], 1)
-        options = {"max_new_tokens": self.config.num_slots, "do_sample": False} | kwargs
-        tokens = self.llm.model.generate(
-            last, attention_mask=mask, past_key_values=cache, pad_token_id=eos, **options
-        )
-        return tokens[:, 1:]
+        return self.write(prompt, output.slots, **options)
 
     def answer(self, prompts: str | list[str], refinement_steps: int = 16) -> list[str]:
         """Answer prompts in text, one string per prompt."""
-        batch = self.encode([prompts] if isinstance(prompts, str) else prompts)
-        tokens = self.generate(**batch, refinement_steps=refinement_steps)
-        texts = self.llm.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        batch = self.llm.encode([prompts] if isinstance(prompts, str) else prompts)
+        return self.llm.decode(self.generate(**batch, refinement_steps=refinement_steps))
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters train, as PEFT does."""

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from latent_reason.config import ReadLayer
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.layers import position_ids, rms_norm
+from latent_reason.losses import IGNORE_INDEX
 
 
 def embedded_base() -> str:
@@ -84,11 +85,13 @@ class FrozenLLM(nn.Module):
         Args:
             name: for example "Qwen/Qwen3-0.6B" or a folder with config.json.
             kwargs: passed to `AutoModelForCausalLM.from_pretrained` (dtype,
-                quantization_config, device_map, revision). Remote code stays off.
+                quantization_config, device_map, revision). Remote code stays off; dtype is the
+                checkpoint's on machines with CUDA, else fp32.
 
         Raises:
             ConfigError: if there is no such model or it is no causal LM.
         """
+        kwargs.setdefault("dtype", "auto" if torch.cuda.is_available() else torch.float32)
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, **kwargs)
@@ -156,24 +159,32 @@ class FrozenLLM(nn.Module):
             "attention_mask": pad(masks, batch_first=True).to(device),
         }
 
-    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> list[str]:
+        """Return the text of each row of tokens (B, N), without special tokens."""
+        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
     def read(
-        self, input_ids: Tensor, attention_mask: Tensor, layers: tuple[ReadLayer, ...]
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        layers: tuple[ReadLayer, ...] = (),
+        gradient: bool = False,
     ) -> PromptStates:
-        """Run the base once over the prompts and keep what the reader and the writers need.
+        """Run the base once over the prompts and keep what reader and writers need.
 
         Args:
             input_ids: (B, T), padded on either side.
             attention_mask: (B, T), 1 for real tokens.
-            layers: which hidden states, see `layer_index`.
+            layers: which hidden states, see `layer_index`; none if only the cache is wanted.
+            gradient: keep the graph, for adapters inside the base (the LoRA control).
 
         Raises:
             ConfigError: if the base returns no hidden states.
         """
         self.num_prompts += input_ids.shape[0]
-        indices = [layer_index(layer, self.num_layers) for layer in layers]
         cache = DynamicCache(config=self.model.config)
-        with torch.autocast(input_ids.device.type, enabled=False):
+        with torch.set_grad_enabled(gradient and torch.is_grad_enabled()):
             output = self.model.base_model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -185,20 +196,24 @@ class FrozenLLM(nn.Module):
         hidden = getattr(output, "hidden_states", None)
         if hidden is None:
             raise ConfigError(f"base {self.name}: it returns no hidden states; choose another base")
-        states = torch.cat([rms_norm(hidden[i].float(), 1e-6) for i in indices], dim=-1)
+        indices = [layer_index(layer, self.num_layers) for layer in layers]
+        normed = [rms_norm(hidden[i].float(), 1e-6) for i in indices]
+        states = torch.cat(normed, dim=-1) if normed else hidden[-1][..., :0].float()
         return PromptStates(states, attention_mask, [(c.keys, c.values) for c in cache.layers])
 
-    def continue_from(self, prompt: PromptStates, embeds: Tensor) -> tuple[Tensor, DynamicCache]:
-        """Run the base over (B, Q, E) input embeddings that follow the prompts.
-
-        The prompts' keys and values are only read: any number of continuations may share them.
-
-        Returns:
-            Hidden states (B, Q, E) before `lm_head`, and the cache of prompt and continuation.
-        """
+    def fill_cache(self, prompt: PromptStates) -> DynamicCache:
+        """Return a new cache that holds the prompts; their own keys and values stay untouched."""
         cache = DynamicCache(config=self.model.config)
         for index, (keys, values) in enumerate(prompt.keys_values):
             cache.update(keys, values, index)
+        return cache
+
+    def run_after(self, prompt: PromptStates, embeds: Tensor, cache: DynamicCache) -> Tensor:
+        """Run the base over (B, Q, E) input embeddings that follow the prompts in `cache`.
+
+        Returns:
+            Hidden states (B, Q, E) before `lm_head`; the cache grows by Q.
+        """
         ones = prompt.attention_mask.new_ones(embeds.shape[:2])
         mask = torch.cat((prompt.attention_mask, ones), dim=1)
         output = self.model.base_model(
@@ -208,7 +223,74 @@ class FrozenLLM(nn.Module):
             past_key_values=cache,
             use_cache=True,
         )
-        return output.last_hidden_state, cache
+        return output.last_hidden_state
+
+    def embed_text(self, text: str, num: int) -> tuple[Tensor, Tensor]:
+        """Return the token ids (d,) of a text and their embeddings repeated to (num, d, E)."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        tokens = torch.tensor(ids, device=self.embedding.device)
+        return tokens, self.embedding[tokens].expand(num, -1, -1)
+
+    def answer_logits(
+        self, prompt: PromptStates, rows: Tensor | None, delimiter: str, labels: Tensor
+    ) -> Tensor:
+        """Score answers by teacher forcing.
+
+        Args:
+            prompt: what `read` returned.
+            rows: soft tokens (B, R, E) between prompt and delimiter, or None.
+            delimiter: text before the answer.
+            labels: (B, K) answer tokens, -100 where there is none.
+
+        Returns:
+            Logits (B, K, V) fp32: row k predicts answer token k from all tokens before it.
+        """
+        answer = labels.masked_fill(labels == IGNORE_INDEX, self.eos_token_id)
+        _, before = self.embed_text(delimiter, len(labels))
+        if rows is not None:
+            before = torch.cat((rows.to(before.dtype), before), dim=1)
+        embeds = torch.cat((before, self.embedding[answer[:, :-1]]), dim=1)
+        hidden = self.run_after(prompt, embeds, self.fill_cache(prompt))
+        return self.lm_head(hidden[:, before.shape[1] - 1 :]).float()
+
+    @torch.no_grad()
+    def generate_after(
+        self, prompt: PromptStates, rows: Tensor | None, delimiter: str, **options: Any
+    ) -> Tensor:
+        """Generate an answer by the base's own `generate`, greedy by default.
+
+        Args:
+            prompt: what `read` returned.
+            rows: soft tokens (B, R, E) between prompt and delimiter, or None.
+            delimiter: text before the answer.
+            options: passed to `generate`.
+
+        Returns:
+            New tokens only (B * sequences returned per prompt, N), padded with end tokens.
+
+        Raises:
+            ConfigError: for cache options; the cache holds prompt and soft tokens.
+        """
+        if "cache_implementation" in options or "past_key_values" in options:
+            raise ConfigError("generate: cache options cannot be used here; leave them out")
+        tokens, before = self.embed_text(delimiter, len(prompt.attention_mask))
+        if rows is not None:
+            before = torch.cat((rows.to(before.dtype), before), dim=1)
+        cache = self.fill_cache(prompt)
+        if before.shape[1] > 1:
+            self.run_after(prompt, before[:, :-1], cache)
+        repeats = max(options.get("num_beams", 1), options.get("num_return_sequences", 1))
+        if repeats > 1:
+            cache.batch_repeat_interleave(repeats)
+        mask = prompt.attention_mask
+        generated = self.model.generate(
+            tokens[-1:].expand(len(mask), 1),
+            attention_mask=torch.cat((mask, mask.new_ones(before.shape[:2])), dim=1),
+            past_key_values=cache,
+            pad_token_id=self.eos_token_id,
+            **{"do_sample": False, **options},
+        )
+        return generated[:, 1:]
 
     def sha256(self) -> str:
         """Return a digest of all parameters and buffers, to prove that nothing changed."""

@@ -165,7 +165,7 @@ _ALL = (
         ),
         held_out_wordings=(
             "Give the place of the marker after every move",
-            "Say where it stands if moves go from right to left",
+            "Where does it stand if moves go right to left",
         ),
         sample=rules.sample_permutations,
         verify=rules.verify_permutations,

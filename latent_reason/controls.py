@@ -1,0 +1,118 @@
+"""Controls: what the same budget buys without recursion.
+
+`AnswerLM` answers with the base alone, token by token: as it is, with LoRA
+adapters, or with K learned constant vectors (pause slots) after the prompt. It trains in the same loop as `LatentReasoner`.
+The one-pass control needs no code: it is a `LatentReasoner` with `halt_max_steps` 1.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from latent_reason.halting import Carry
+from latent_reason.llm import FrozenLLM
+from latent_reason.losses import answer_loss, exactly_right
+
+
+def empty_carry(num: int, device: torch.device | str = "cpu") -> Carry:
+    """Return a carry without states, for models that finish an example in one step."""
+    nothing = torch.zeros(num, 0, 0, device=device)
+    steps = torch.zeros(num, dtype=torch.long, device=device)
+    return Carry(nothing, nothing.clone(), steps, torch.ones_like(steps).bool())
+
+
+@dataclass
+class AnswerOutput:
+    """Loss (scalar), logits (B, K, V) and the carry; the rest is what the training loop asks."""
+
+    loss: Tensor
+    logits: Tensor
+    carry: Carry
+    correct: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.carry.refinement_steps = self.carry.refinement_steps + 1
+        self.q_halt_logits = torch.zeros_like(self.carry.refinement_steps, dtype=torch.float32)
+        if self.correct is None:
+            self.correct = torch.zeros_like(self.carry.halted)
+
+
+def lora_rank(model: nn.Module, min_parameters: int) -> int:
+    """Return the smallest LoRA rank on all linear layers with at least `min_parameters`."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+    per_rank = sum(m.in_features + m.out_features for m in linears)
+    return -(-min_parameters // per_rank)
+
+
+class AnswerLM(nn.Module):
+    """A base that answers token by token, with or without something trained.
+
+    Args:
+        llm: the frozen base; "lora" works on a copy of it.
+        kind: "bare" trains nothing; "lora" adapts all linear layers; "pause" learns `num_slots`
+            constant vectors between prompt and answer.
+        num_slots: most answer tokens K, and the number of pause slots.
+        delimiter: text before the answer.
+        min_parameters: "lora" takes the smallest rank with at least as many.
+    """
+
+    def __init__(
+        self,
+        llm: FrozenLLM,
+        kind: Literal["bare", "lora", "pause"],
+        num_slots: int,
+        delimiter: str,
+        min_parameters: int = 0,
+    ) -> None:
+        super().__init__()
+        self.kind, self.num_slots, self.delimiter = kind, num_slots, delimiter
+        self.pause: nn.Parameter | None = None
+        if kind == "lora":
+            base = copy.deepcopy(llm.model)
+            rank = lora_rank(base, min_parameters)
+            config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+            base = inject_adapter_in_model(config, base)
+            llm = FrozenLLM(base, llm.tokenizer, llm.name)
+            for name, parameter in llm.named_parameters():
+                parameter.requires_grad_("lora_" in name)
+        if kind == "pause":
+            table = llm.embedding.float()
+            start = table.mean(dim=0) + table.std(dim=0) * torch.randn(num_slots, table.shape[1])
+            self.pause = nn.Parameter(start)
+        self.llm = llm
+
+    def initial_carry(self, num: int, num_tokens: int) -> Carry:
+        """Return a carry that holds nothing."""
+        return empty_carry(num, self.llm.embedding.device)
+
+    def rows(self, num: int) -> Tensor | None:
+        """Return the pause slots (num, K, E), or None."""
+        return None if self.pause is None else self.pause.expand(num, -1, -1)
+
+    def forward(
+        self,
+        carry: Carry,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        through_base: bool = True,
+    ) -> AnswerOutput:
+        """Score answers by teacher forcing: prompts (B, T), labels (B, K)."""
+        prompt = self.llm.read(input_ids, attention_mask, gradient=self.kind == "lora")
+        logits = self.llm.answer_logits(prompt, self.rows(len(labels)), self.delimiter, labels)
+        loss = answer_loss(logits, labels)
+        return AnswerOutput(loss, logits, carry, exactly_right(logits, labels))
+
+    @torch.no_grad()
+    def generate(self, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
+        """Answer prompts (B, T) token by token; returns (B, N), N at most K."""
+        prompt = self.llm.read(input_ids, attention_mask)
+        options.setdefault("max_new_tokens", self.num_slots)
+        return self.llm.generate_after(prompt, self.rows(len(input_ids)), self.delimiter, **options)
