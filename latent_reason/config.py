@@ -6,6 +6,7 @@ Attribute docstrings are the only description of a field; the command line shows
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
@@ -28,6 +29,19 @@ class JsonConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values (tuples become lists on dumping)."""
         return asdict(self)  # type: ignore[call-overload]
+
+    def check_types(self) -> None:
+        """Raise `ConfigError` for a number or text field that holds something else, NaN or inf."""
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if f.type == "int":
+                whole = isinstance(value, int) and not isinstance(value, bool)
+                check(whole, f.name, value, "a whole number")
+            elif f.type == "float" or (f.type == "float | None" and value is not None):
+                number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                check(number and math.isfinite(value), f.name, value, "a finite number")
+            elif f.type == "str":
+                check(isinstance(value, str), f.name, value, "a text")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -80,6 +94,7 @@ class ReasonerConfig(JsonConfig):
     """Epsilon of RMSNorm."""
 
     def __post_init__(self) -> None:
+        self.check_types()
         for name in ("hidden_size", "num_heads", "L_layers", "L_cycles", "H_cycles"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         check(
@@ -88,7 +103,8 @@ class ReasonerConfig(JsonConfig):
             self.hidden_size,
             f"a multiple of 2 * num_heads = {2 * self.num_heads}",
         )
-        check(self.expansion > 0, "expansion", self.expansion, "above 0")
+        for name in ("expansion", "rope_theta", "norm_eps"):
+            check(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         if self.kind == "hrm":
             check(self.H_layers >= 1, "H_layers", self.H_layers, "at least 1 for kind 'hrm'")
         else:
@@ -138,7 +154,8 @@ class LatentReasonerConfig(JsonConfig):
     """head: slots through the frozen lm_head, all answer tokens in parallel;
     soft: slots as soft tokens after the prompt, the base generates the answer."""
     num_slots: int = 16
-    """Answer positions K; the longest answer with its end token must fit."""
+    """Answer positions K; the longest answer with its end token must fit. 0 lets a recipe take
+    what its training data needs."""
     read_layers: tuple[ReadLayer, ...] = ("embedding", "middle", "last")
     """Hidden states of the base to read: 'embedding', 'middle', 'last' or a layer index."""
     answer_delimiter: str = " Answer:"
@@ -147,12 +164,17 @@ class LatentReasonerConfig(JsonConfig):
     def __post_init__(self) -> None:
         if isinstance(self.reasoner, Mapping):
             object.__setattr__(self, "reasoner", ReasonerConfig.from_dict(self.reasoner))
-        object.__setattr__(self, "read_layers", tuple(self.read_layers))
+        self.check_types()
+        reasoner = self.reasoner
+        check(isinstance(reasoner, ReasonerConfig), "reasoner", reasoner, "a ReasonerConfig")
+        layers = self.read_layers
+        listed = isinstance(layers, (list, tuple)) and len(layers) >= 1
+        check(listed, "read_layers", layers, "a list of at least one layer")
+        object.__setattr__(self, "read_layers", tuple(layers))
         readers = ("perceiver", "concat")
         check(self.reader in readers, "reader", self.reader, f"one of {readers}")
         check(self.writer in ("head", "soft"), "writer", self.writer, "'head' or 'soft'")
-        check(self.num_slots >= 1, "num_slots", self.num_slots, "at least 1")
-        check(len(self.read_layers) >= 1, "read_layers", self.read_layers, "at least one layer")
+        check(self.num_slots >= 0, "num_slots", self.num_slots, "at least 0")
         check(
             self.reasoner.mixer == "attention" or self.reader == "perceiver",
             "reasoner.mixer",
@@ -174,6 +196,7 @@ class HaltConfig(JsonConfig):
     limit from the start."""
 
     def __post_init__(self) -> None:
+        self.check_types()
         check(self.halt_max_steps >= 1, "halt_max_steps", self.halt_max_steps, "at least 1")
         check(
             0 <= self.halt_exploration_prob <= 1,
@@ -181,11 +204,13 @@ class HaltConfig(JsonConfig):
             self.halt_exploration_prob,
             "a probability from 0 to 1",
         )
-        if self.curriculum is not None:
-            object.__setattr__(self, "curriculum", tuple(self.curriculum))
-            start, end = self.curriculum
-            rising = 0 <= start < end <= 1
-            check(rising, "curriculum", self.curriculum, "two rising shares from 0 to 1")
+        shares = self.curriculum
+        if shares is not None:
+            pair = isinstance(shares, (list, tuple)) and len(shares) == 2
+            pair = pair and all(isinstance(share, (int, float)) for share in shares)
+            rising = pair and 0 <= shares[0] < shares[1] <= 1
+            check(rising, "curriculum", shares, "None or two rising shares from 0 to 1")
+            object.__setattr__(self, "curriculum", tuple(shares))
 
     def max_steps_at(self, progress: float) -> int:
         """Return the limit of refinement steps at `progress` (0..1) of the training."""
@@ -236,10 +261,13 @@ class TrainConfig(JsonConfig):
     def __post_init__(self) -> None:
         if isinstance(self.halt, Mapping):
             object.__setattr__(self, "halt", HaltConfig.from_dict(self.halt))
+        self.check_types()
+        check(isinstance(self.halt, HaltConfig), "halt", self.halt, "a HaltConfig")
         for name in ("max_steps", "batch_size", "log_every", "eval_every", "save_every"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("warmup_steps", "weight_decay", "seed"):
+        for name in ("warmup_steps", "weight_decay"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2**32 - 1")
         budget = self.max_seconds
         check(budget is None or budget > 0, "max_seconds", budget, "None or above 0")
         rate = self.learning_rate

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,10 +66,11 @@ def minimum_steps(
 
     Source: HRM, arXiv 2506.21734, section 2 (Adaptive computational time).
     """
-    generator = torch.Generator().manual_seed((seed << 32) ^ step)
-    explore = torch.rand(num, generator=generator) < exploration_prob
-    drawn = torch.randint(min(2, max_steps), max_steps + 1, (num,), generator=generator)
-    return torch.where(explore, drawn, 0)
+    # numpy, since torch's CPU generator reads only the low 32 bits of a seed.
+    generator = np.random.default_rng((seed, step))
+    explore = generator.random(num) < exploration_prob
+    drawn = generator.integers(min(2, max_steps), max_steps, num, endpoint=True)
+    return torch.from_numpy(np.where(explore, drawn, 0))
 
 
 def should_halt(

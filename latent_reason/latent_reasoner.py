@@ -8,7 +8,7 @@ through the frozen `lm_head` or as soft tokens from which the base generates.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from latent_reason.adapters import Reader, Writer, nearest_token_logits, soft_tokens
-from latent_reason.config import LatentReasonerConfig
+from latent_reason.config import LatentReasonerConfig, check
 from latent_reason.errors import CheckpointError, ConfigError, DataError
 from latent_reason.halting import Carry, reset_halted
 from latent_reason.llm import FrozenLLM, PromptStates
@@ -108,13 +108,14 @@ class LatentReasoner(nn.Module):
         config: reader, reasoner and writer.
 
     Raises:
-        ConfigError: if `read_layers` names a layer that the base lacks.
+        ConfigError: if `read_layers` names a layer that the base lacks, or there are no slots.
     """
 
     def __init__(self, llm: FrozenLLM, config: LatentReasonerConfig | None = None) -> None:
         super().__init__()
         self.config = config or LatentReasonerConfig()
         self.llm = llm
+        check(self.config.num_slots >= 1, "num_slots", self.config.num_slots, "at least 1")
         num_features = llm.num_features(self.config.read_layers)
         self.core = LatentCore(self.config, num_features, llm.hidden_size)
 
@@ -131,6 +132,13 @@ class LatentReasoner(nn.Module):
         """
         llm = base if isinstance(base, FrozenLLM) else FrozenLLM.load(base, **kwargs)
         return cls(llm, config)
+
+    def with_num_slots(self, num_slots: int) -> LatentReasoner:
+        """Return the same model with another number of slots, for longer answers than trained."""
+        config = replace(self.config, num_slots=num_slots)
+        model = LatentReasoner(self.llm, config).to(self.core.q_head.weight.device)
+        model.core.load_state_dict(self.core.state_dict())
+        return model.eval()
 
     def initial_carry(self, num: int, num_tokens: int) -> Carry:
         """See `LatentCore.initial_carry`."""

@@ -33,7 +33,7 @@ def init_linear(linear: nn.Linear) -> nn.Linear:
 
 def swiglu_width(size: int, expansion: float) -> int:
     """Return round(expansion * size * 2/3), rounded up to a multiple of 256."""
-    return -(-round(expansion * size * 2 / 3) // 256) * 256
+    return -(-max(1, round(expansion * size * 2 / 3)) // 256) * 256
 
 
 class SwiGLU(nn.Module):
@@ -46,6 +46,7 @@ class SwiGLU(nn.Module):
         self.down_proj = init_linear(nn.Linear(width, size, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (..., size) to (..., size)."""
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         return self.down_proj(F.silu(gate) * up)
 
@@ -124,6 +125,7 @@ class Attention(nn.Module):
         self.o_proj = init_linear(nn.Linear(size, size, bias=False))
 
     def forward(self, x: Tensor, where: Positions) -> Tensor:
+        """Attend within x (B, S, D); padded positions are not attended to."""
         q, k, v = split_heads(self.qkv_proj(x), 3 * self.num_heads).chunk(3, dim=1)
         if where.rotary is not None:
             q, k = apply_rotary(q, *where.rotary), apply_rotary(k, *where.rotary)
@@ -161,6 +163,7 @@ class TokenMixer(nn.Module):
         self.mlp_t = SwiGLU(num_positions, expansion)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Mix the positions of x (B, S, D), each feature alike."""
         return self.mlp_t(x.transpose(1, 2)).transpose(1, 2)
 
 
@@ -192,6 +195,7 @@ class Block(nn.Module):
                 nn.init.zeros_(linear.weight)
 
     def forward(self, x: Tensor, where: Positions) -> Tensor:
+        """Map x (B, S, D) to (B, S, D); the token mixer ignores `where`."""
         if self.self_attn is not None:
             x = rms_norm(x + self.self_attn(x, where), self.eps)
         else:
@@ -211,6 +215,7 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(Block(config, num_positions) for _ in range(num_layers))
 
     def forward(self, state: Tensor, injection: Tensor, where: Positions) -> Tensor:
+        """Return the new state (B, S, D); the arguments are not modified."""
         x = state + injection
         for block in self.layers:
             x = block(x, where)

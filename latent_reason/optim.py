@@ -31,9 +31,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Undo `optimizer_tensors`; learning rates and groups stay as constructed."""
+    """Undo `optimizer_tensors` (values are copied); learning rates and groups stay as they are."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, key = name.split("/", 1)
-        state.setdefault(int(index), {})[key] = value
+        state.setdefault(int(index), {})[key] = value.clone()
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

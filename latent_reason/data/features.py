@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from latent_reason.data.tasks import Example
 from latent_reason.data.text import TextDataset
 from latent_reason.llm import FrozenLLM
 
@@ -61,6 +62,11 @@ class StateCache:
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    @property
+    def examples(self) -> Sequence[Example]:
+        """The rows the states were read from."""
+        return self.dataset.examples
 
     @property
     def num_tokens(self) -> int:

@@ -1,0 +1,159 @@
+"""Accuracy by refinement step and by what the slots hold; used by recipes and `eval/`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from latent_reason.controls import AnswerLM
+from latent_reason.data.features import StateCache
+from latent_reason.data.text import TextDataset
+from latent_reason.latent_reasoner import LatentReasoner
+from latent_reason.llm import PromptStates
+from latent_reason.metrics import AccuracyCounter
+
+Counters = dict[Any, AccuracyCounter]
+
+
+class Evaluator:
+    """Runs models over a dataset, each process over its share of the rows.
+
+    Args:
+        data: prompts and labels, with cached states or without.
+        accelerator: gives device, rank and the sum over processes.
+        bf16: compute under bf16 autocast.
+        batch_size: rows per call.
+    """
+
+    def __init__(
+        self,
+        data: TextDataset | StateCache,
+        accelerator: Accelerator,
+        bf16: bool = False,
+        batch_size: int = 128,
+    ) -> None:
+        self.data, self.accelerator = data, accelerator
+        self.bf16, self.batch_size = bf16, batch_size
+
+    def batches(self) -> Iterator[dict[str, Tensor]]:
+        """Yield this process's share of the rows."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        rows = torch.arange(len(self.data))[rank::world]
+        for part in rows.split(self.batch_size):
+            yield {k: v.to(self.accelerator.device) for k, v in self.data.batch(part).items()}
+
+    def total(self, counters: Counters) -> Counters:
+        """Add the counts of all processes."""
+        local = torch.tensor([c.counts() for c in counters.values()], dtype=torch.float64)
+        summed = self.accelerator.reduce(local.to(self.accelerator.device), "sum").long().tolist()
+        return {
+            key: AccuracyCounter.from_counts(counts)
+            for key, counts in zip(counters, summed, strict=True)
+        }
+
+    @torch.no_grad()
+    def by_refinement_steps(self, model: LatentReasoner, steps: Sequence[int]) -> Counters:
+        """Return a counter for each number of refinement steps; the base reads a prompt once."""
+        counters: Counters = {step: AccuracyCounter() for step in sorted(steps)}
+        for batch in self.batches():
+            prompt = read_batch(model, batch)
+            for step, slots in self._think(model, prompt, max(steps)):
+                if step in counters:
+                    count(counters[step], model.write(prompt, slots), batch["labels"])
+        return self.total(counters)
+
+    @torch.no_grad()
+    def by_slots(self, model: LatentReasoner, refinement_steps: int) -> Counters:
+        """Compare own slots with those of another example, their mean over the data, and none.
+
+        Own slots that do no better than the others carry nothing about the question.
+        """
+        batches = list(self.batches())
+        prompts = [read_batch(model, batch) for batch in batches]
+        own = [list(self._think(model, prompt, refinement_steps))[-1][1] for prompt in prompts]
+        everything = torch.cat(own)
+        sizes = [len(slots) for slots in own]
+        mean = everything.mean(dim=0, keepdim=True)
+        variants: dict[str, list[Tensor | None]] = {
+            "own slots": [*own],
+            "shuffled slots": [*everything.roll(1, dims=0).split(sizes)],
+            "mean slots": [mean.expand(size, -1, -1) for size in sizes],
+            "no slots": [None] * len(own),
+        }
+        counters: Counters = {name: AccuracyCounter() for name in variants}
+        for name, variant in variants.items():
+            for prompt, batch, slots in zip(prompts, batches, variant, strict=True):
+                count(counters[name], model.write(prompt, slots), batch["labels"])
+        return self.total(counters)
+
+    @torch.no_grad()
+    def by_base(self, model: AnswerLM) -> AccuracyCounter:
+        """Count the answers of a model that generates token by token."""
+        counter = AccuracyCounter()
+        for batch in self.batches():
+            tokens = model.generate(batch["input_ids"], batch["attention_mask"])
+            count(counter, tokens, batch["labels"])
+        return self.total({0: counter})[0]
+
+    def _think(
+        self, model: LatentReasoner, prompt: PromptStates, num_steps: int
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield (refinement steps, slots (B, K, E)) after each refinement step."""
+        carry = None
+        for step in range(1, num_steps + 1):
+            with torch.autocast(prompt.states.device.type, torch.bfloat16, enabled=self.bf16):
+                output = model(
+                    states=prompt.states, attention_mask=prompt.attention_mask, carry=carry
+                )
+            carry = output.carry
+            yield step, output.slots.float()
+
+
+def read_batch(model: LatentReasoner, batch: dict[str, Tensor]) -> PromptStates:
+    """Read prompts, or take cached states where the writer needs nothing else of the base."""
+    if "states" in batch and model.config.writer == "head":
+        return PromptStates(batch["states"], batch["attention_mask"], [])
+    return model.llm.read(batch["input_ids"], batch["attention_mask"], model.config.read_layers)
+
+
+def count(counter: AccuracyCounter, tokens: Tensor, labels: Tensor) -> None:
+    """Add generated tokens (B, N), N up to K, compared with labels (B, K)."""
+    missing = labels.shape[1] - tokens.shape[1]
+    counter.update(torch.nn.functional.pad(tokens, (0, missing), value=-1), labels)
+
+
+@torch.no_grad()
+def trace(
+    model: LatentReasoner, data: TextDataset | StateCache, num: int, steps: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Return how the answers to the first `num` rows grow, for the report.
+
+    Returns:
+        Dictionaries with prompt, answer and steps: refinement_steps, text, correct, and q_halt,
+        the probability that the halting head gives to "right".
+    """
+    rows = data.batch(torch.arange(min(num, len(data))))
+    device = model.llm.embedding.device
+    prompt = read_batch(model, {key: value.to(device) for key, value in rows.items()})
+    samples: list[dict[str, Any]] = [
+        {"prompt": example.prompt, "answer": example.answer, "steps": []}
+        for example in data.examples[:num]
+    ]
+    carry = None
+    for step in range(1, max(steps) + 1):
+        output = model(states=prompt.states, attention_mask=prompt.attention_mask, carry=carry)
+        carry = output.carry
+        if step not in steps:
+            continue
+        texts = model.llm.decode(model.write(prompt, output.slots))
+        sure = output.q_halt_logits.sigmoid().tolist()
+        for sample, text, q_halt in zip(samples, texts, sure, strict=True):
+            correct = text.split() == sample["answer"].split()
+            sample["steps"].append(
+                {"refinement_steps": step, "text": text, "correct": correct, "q_halt": q_halt}
+            )
+    return samples

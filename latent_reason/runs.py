@@ -1,0 +1,122 @@
+"""The run folder and the frame around every script: environment, one-line errors, processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from accelerate import Accelerator
+
+from latent_reason.errors import ConfigError, UserError
+
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "numpy")
+
+
+def run_script(main: Callable[[], int | None]) -> None:
+    """Run a script's main function; a `UserError` becomes one line on stderr and exit code 2."""
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+
+
+def check_world(accelerator: Accelerator) -> None:
+    """Refuse to run when fewer processes formed than were asked for.
+
+    `accelerate launch --cpu --num_processes 2` starts a single process without a word; a process
+    group that failed to form would give N runs that write the same folder.
+
+    Raises:
+        ConfigError: naming the number asked for, the number formed and a command that works.
+    """
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    parent = psutil.Process().parent()
+    words = parent.cmdline() if parent is not None else []
+    if any("accelerate" in word for word in words[:3]):
+        for flag, value in zip(words, words[1:], strict=False):
+            if flag in ("--num_processes", "--num-processes") and value.isdecimal():
+                asked = max(asked, int(value))
+    formed = accelerator.num_processes
+    if formed != asked:
+        raise ConfigError(
+            f"{asked} processes were asked for, {formed} formed; on CPUs launch with "
+            f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {asked} SCRIPT"
+        )
+
+
+def commit() -> str:
+    """Return the git commit of the code, with "+changes" if the tree differs, or "unknown"."""
+    folder = Path(__file__).parent
+    git = ["git", "-C", str(folder)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        status = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True
+        )
+    except OSError:
+        return "unknown"
+    if head.returncode:
+        return "unknown"
+    return head.stdout.strip()[:12] + ("+changes" if status.stdout.strip() else "")
+
+
+def hardware() -> str:
+    """Describe the device in a few words."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    amx = ", AMX" if torch.cpu._is_amx_tile_supported() else ""
+    return (
+        f"{os.cpu_count()} CPU cores ({platform.machine()}{amx}), {torch.get_num_threads()} threads"
+    )
+
+
+def command() -> str:
+    """Return the command line of this script."""
+    return shlex.join(["python", *sys.argv])
+
+
+def environment() -> dict[str, Any]:
+    """Return what a result depends on besides its configuration."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    return {
+        "commit": commit(),
+        "hardware": hardware(),
+        "python": platform.python_version(),
+        "packages": versions,
+        "command": command(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON in one rename, so that no reader meets half a file."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    temporary.write_text(json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
+    os.replace(temporary, path)
+
+
+def peak_memory_gib() -> float:
+    """Return the most memory this process has held, in GiB (0 where unknown)."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
