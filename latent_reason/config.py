@@ -248,7 +248,7 @@ class TrainConfig(JsonConfig):
     through_base_from: float = 1.0
     """Share of training after which writer soft also learns through the frozen base."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 where the device has fast bf16 (CUDA, CPUs with AMX), else fp32."""
+    """auto: bf16 on CUDA, fp32 on CPU, where it gains nothing at these widths (RESULTS.md)."""
     log_every: int = 50
     """Steps between two lines of progress and metrics."""
     eval_every: int = 500

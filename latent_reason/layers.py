@@ -57,18 +57,18 @@ def position_ids(attention_mask: Tensor) -> Tensor:
 
 
 def rotary_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Return cos and sin, each (B, 1, S, head_dim) fp32, for integer positions (B, S)."""
+    """Return cos and sin, each (B, 1, S, head_dim / 2) fp32, for integer positions (B, S)."""
     exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
     angles = positions[:, None, :, None].float() * theta ** -(exponent / head_dim)
-    angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate (B, N, S, head_dim) by the tables of `rotary_tables` (rotate-half form)."""
     first, second = x.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return x * cos.to(x.dtype) + turned * sin.to(x.dtype)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat(turned, dim=-1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -126,9 +126,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, where: Positions) -> Tensor:
         """Attend within x (B, S, D); padded positions are not attended to."""
-        q, k, v = split_heads(self.qkv_proj(x), 3 * self.num_heads).chunk(3, dim=1)
+        heads = split_heads(self.qkv_proj(x), 3 * self.num_heads)
+        q_and_k, v = heads.split((2 * self.num_heads, self.num_heads), dim=1)
         if where.rotary is not None:
-            q, k = apply_rotary(q, *where.rotary), apply_rotary(k, *where.rotary)
+            q_and_k = apply_rotary(q_and_k, *where.rotary)
+        q, k = q_and_k.chunk(2, dim=1)
         return self.o_proj(join_heads(attend(q, k, v, where.bias)))
 
 

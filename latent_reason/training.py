@@ -58,12 +58,10 @@ def rows_at(positions: Tensor, seed: int, num: int) -> Tensor:
 
 
 def use_bf16(config: TrainConfig, device: torch.device) -> bool:
-    """Say whether to compute in bf16; "auto" takes it where the hardware is fast at it."""
-    if config.precision != "auto":
-        return config.precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    """Say whether to compute in bf16; "auto" takes it on CUDA devices that have it."""
+    if config.precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return config.precision == "bf16"
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
@@ -293,7 +291,10 @@ class Trainer:
         if self.accelerator.is_main_process:
             log.write({"step": self.step, **metrics})
             self.accelerator.log(metrics, step=self.step)
-            text = " | ".join(f"{k} {100 * v:.1f} %" for k, v in metrics.items())
+            text = " | ".join(
+                f"{k} {100 * v:.1f} %" if k.endswith("accuracy") else f"{k} {v:.3f}"
+                for k, v in metrics.items()
+            )
             self.report(f"step {self.step} | {text}")
 
     @contextmanager

@@ -1,0 +1,76 @@
+"""Evaluate a saved adapter on any JSONL with `prompt` and `answer`, by refinement steps.
+
+    python eval/latent.py --adapter runs/x/adapter --data test.jsonl --refinement-steps 1 4 16
+    python eval/latent.py --adapter runs/x/adapter --data test.jsonl --output rows.json --slots
+
+The code is the recipe's own; rows.json has the rows of results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from accelerate import Accelerator
+from transformers.utils import logging as transformers_logging
+
+from latent_reason.data import read_jsonl
+from latent_reason.data.text import TextDataset
+from latent_reason.errors import ConfigError
+from latent_reason.evaluation import Evaluator
+from latent_reason.latent_reasoner import LatentReasoner
+from latent_reason.report import format_table
+from latent_reason.runs import check_world, environment, run_script, write_json
+
+
+def main() -> int:
+    """Evaluate and print the table; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--adapter", type=Path, required=True, help="folder of save_pretrained")
+    parser.add_argument("--data", type=Path, required=True, help="JSONL with prompt and answer")
+    parser.add_argument("--base", help="base by Hub name or folder; default: as saved")
+    parser.add_argument(
+        "--refinement-steps", type=int, nargs="+", default=[1, 2, 4, 8, 16], metavar="N"
+    )
+    parser.add_argument("--num-slots", type=int, help="more slots than trained, longer answers")
+    parser.add_argument("--slots", action="store_true", help="also shuffled, mean and no slots")
+    parser.add_argument("--batch-size", type=int, default=128, metavar="N")
+    parser.add_argument("--output", type=Path, help="write the rows to this JSON file")
+    options = parser.parse_args()
+    for name in ("batch_size", "num_slots"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise ConfigError(f"{name}: got {getattr(options, name)}, expected at least 1")
+    if min(options.refinement_steps) < 1:
+        raise ConfigError(f"refinement_steps: got {options.refinement_steps}, expected at least 1")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    accelerator = Accelerator()
+    check_world(accelerator)
+    examples = read_jsonl(options.data)
+    model = LatentReasoner.from_pretrained(options.adapter, base=options.base)
+    model = model.with_num_slots(options.num_slots or model.config.num_slots)
+    model = model.to(accelerator.device)
+    num_slots = model.config.num_slots
+    data = TextDataset.build(examples, model.llm.tokenizer, num_slots, str(options.data))
+    evaluator = Evaluator(data, accelerator, batch_size=options.batch_size)
+    common = {"task": options.data.stem, "split": examples[0].split or "file"}
+    rows = [
+        {"system": "latent reasoner", "refinement_steps": step} | common | counter.as_dict()
+        for step, counter in evaluator.by_refinement_steps(model, options.refinement_steps).items()
+    ]
+    if options.slots:
+        steps = max(options.refinement_steps)
+        for name, counter in evaluator.by_slots(model, steps).items():
+            row = {"system": f"latent reasoner, {name}", "refinement_steps": steps}
+            rows.append(row | common | counter.as_dict())
+    if accelerator.is_main_process:
+        print(format_table(rows))
+        if options.output is not None:
+            write_json(options.output, {"schema_version": 1, "rows": rows} | environment())
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
