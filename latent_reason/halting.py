@@ -69,7 +69,7 @@ def minimum_steps(
     # numpy, since torch's CPU generator reads only the low 32 bits of a seed.
     generator = np.random.default_rng((seed, step))
     explore = generator.random(num) < exploration_prob
-    drawn = generator.integers(min(2, max_steps), max_steps, num, endpoint=True)
+    drawn = generator.integers(min(2, max_steps), max_steps, num, np.int64, endpoint=True)
     return torch.from_numpy(np.where(explore, drawn, 0))
 
 

@@ -1,0 +1,228 @@
+"""Configurations: every refusal, the way to JSON and back, schedules."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latent_reason.config import (
+    HaltConfig,
+    HRMConfig,
+    JsonConfig,
+    LatentReasonerConfig,
+    ReasonerConfig,
+    TrainConfig,
+    TRMConfig,
+)
+from latent_reason.errors import ConfigError, UserError
+
+CONCAT_OF_MLP = {"reader": "concat", "reasoner": {"mixer": "mlp"}}
+MODES = r"\('one_step', 'last_cycle', 'k_cycles', 'full'\)"
+RISING = "None or two rising shares from 0 to 1"
+# class, values, field named by the message, expected; "got" is the field's value.
+REFUSED: list[tuple[type[JsonConfig], dict[str, Any], str, str]] = [
+    *[
+        (ReasonerConfig, {name: value}, name, "at least 1")
+        for name in ("hidden_size", "num_heads", "L_layers", "L_cycles", "H_cycles")
+        for value in (0, -3)
+    ],
+    (ReasonerConfig, {"hidden_size": 12}, "hidden_size", r"a multiple of 2 \* num_heads = 8"),
+    (ReasonerConfig, {"hidden_size": 64.0}, "hidden_size", "a whole number"),
+    (ReasonerConfig, {"hidden_size": "64"}, "hidden_size", "a whole number"),
+    (ReasonerConfig, {"L_cycles": True}, "L_cycles", "a whole number"),
+    (ReasonerConfig, {"L_cycles": None}, "L_cycles", "a whole number"),
+    (ReasonerConfig, {"expansion": 0.0}, "expansion", "above 0"),
+    (ReasonerConfig, {"expansion": math.inf}, "expansion", "a finite number"),
+    (ReasonerConfig, {"rope_theta": 0}, "rope_theta", "above 0"),
+    (ReasonerConfig, {"norm_eps": -1e-5}, "norm_eps", "above 0"),
+    (ReasonerConfig, {"kind": "TRM"}, "kind", "'trm' or 'hrm'"),
+    (ReasonerConfig, {"H_layers": 2}, "H_layers", r"0 for kind 'trm' \(one net\)"),
+    (ReasonerConfig, {"kind": "hrm", "H_layers": 0}, "H_layers", "at least 1 for kind 'hrm'"),
+    (HRMConfig, {"H_layers": 0}, "H_layers", "at least 1 for kind 'hrm'"),
+    (TRMConfig, {"H_layers": 1}, "H_layers", r"0 for kind 'trm' \(one net\)"),
+    (ReasonerConfig, {"gradient": "bptt"}, "gradient", f"one of {MODES}"),
+    (ReasonerConfig, {"gradient_cycles": 0}, "gradient_cycles", "1 to H_cycles = 3"),
+    (ReasonerConfig, {"gradient_cycles": 4}, "gradient_cycles", "1 to H_cycles = 3"),
+    (ReasonerConfig, {"mixer": "conv"}, "mixer", "'attention' or 'mlp'"),
+    (ReasonerConfig, {"residual_init": ""}, "residual_init", r"one of \('zero', 'normal'\)"),
+    (ReasonerConfig, {"positions": "learned"}, "positions", "'rope' or 'none'"),
+    (LatentReasonerConfig, {"reasoner": "trm"}, "reasoner", "a ReasonerConfig"),
+    (LatentReasonerConfig, {"reader": "lm"}, "reader", r"one of \('perceiver', 'concat'\)"),
+    (LatentReasonerConfig, {"writer": "xattn"}, "writer", "'head' or 'soft'"),
+    (LatentReasonerConfig, {"num_slots": -1}, "num_slots", "at least 0"),
+    (LatentReasonerConfig, {"num_slots": 1.5}, "num_slots", "a whole number"),
+    (LatentReasonerConfig, {"read_layers": []}, "read_layers", "a list of at least one layer"),
+    (LatentReasonerConfig, {"read_layers": "last"}, "read_layers", "a list of at least one layer"),
+    (LatentReasonerConfig, {"answer_delimiter": 3}, "answer_delimiter", "a text"),
+    (LatentReasonerConfig, CONCAT_OF_MLP, "reasoner.mixer", "'attention' with reader 'concat'"),
+    (HaltConfig, {"halt_max_steps": 0}, "halt_max_steps", "at least 1"),
+    *[
+        (HaltConfig, {"halt_exploration_prob": p}, "halt_exploration_prob", "a probability from")
+        for p in (-0.1, 1.5)
+    ],
+    (HaltConfig, {"halt_exploration_prob": "x"}, "halt_exploration_prob", "a finite number"),
+    *[
+        (HaltConfig, {"curriculum": shares}, "curriculum", RISING)
+        for shares in ((0.5, 0.5), (0.6, 0.1), (-0.1, 1), (0, 1.1), (0.1,), (0, 0.1, 1), 0.5,
+                       "ab", (math.nan, 1), ("0", "1"))
+    ],
+    *[
+        (TrainConfig, {name: 0}, name, "at least 1")
+        for name in ("max_steps", "batch_size", "log_every", "eval_every", "save_every")
+    ],
+    *[(TrainConfig, {name: -1}, name, "at least 0") for name in ("warmup_steps", "weight_decay")],
+    (TrainConfig, {"seed": -1}, "seed", r"from 0 to 2\*\*32 - 1"),
+    (TrainConfig, {"seed": 2**32}, "seed", r"from 0 to 2\*\*32 - 1"),
+    (TrainConfig, {"max_seconds": 0.0}, "max_seconds", "None or above 0"),
+    (TrainConfig, {"max_seconds": "60"}, "max_seconds", "a finite number"),
+    *[
+        (TrainConfig, {"learning_rate": rate}, "learning_rate", "above 0 and at most 0.1")
+        for rate in (0.0, -1e-3, 2)
+    ],
+    (TrainConfig, {"learning_rate": math.nan}, "learning_rate", "a finite number"),
+    (TrainConfig, {"grad_clip": 0.0}, "grad_clip", "above 0"),
+    *[(TrainConfig, {"ema_decay": d}, "ema_decay", "from 0 to below 1") for d in (-0.1, 1.0)],
+    *[
+        (TrainConfig, {name: value}, name, "from 0 to 1")
+        for name in ("cooldown", "through_base_from")
+        for value in (-0.1, 1.1)
+    ],
+    (TrainConfig, {"precision": "fp16"}, "precision", r"one of \('auto', 'fp32', 'bf16'\)"),
+    (TrainConfig, {"halt": 16}, "halt", "a HaltConfig"),
+    (TrainConfig, {"halt": {"halt_max_steps": 0}}, "halt_max_steps", "at least 1"),
+    (LatentReasonerConfig, {"reasoner": {"num_heads": 0}}, "num_heads", "at least 1"),
+]  # fmt: skip
+
+
+def value_at(values: dict[str, Any], name: str) -> Any:
+    """Return the value of a field, wherever it is nested."""
+    name = name.rpartition(".")[2]
+    if name in values:
+        return values[name]
+    return next(value_at(v, name) for v in values.values() if isinstance(v, dict))
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "name", "expected"), REFUSED, ids=lambda part: str(part)[:40]
+)
+def test_a_wrong_value_is_refused_with_field_got_and_expected(
+    cls: type[JsonConfig], values: dict[str, Any], name: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}: got .*, expected {expected}") as caught:
+        cls(**values)
+    assert f"got {value_at(values, name)!r}, " in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, UserError) and isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ReasonerConfig(kind="hrm", H_layers=1, gradient="k_cycles", gradient_cycles=2),
+        TRMConfig(mixer="mlp", positions="none", norm_eps=1e-6),
+        HRMConfig(hidden_size=64, expansion=3),
+        LatentReasonerConfig(),
+        LatentReasonerConfig(
+            reasoner=ReasonerConfig(L_cycles=1), reader="concat", read_layers=(3, "last")
+        ),
+        HaltConfig(halt_max_steps=3, curriculum=(0.25, 0.5)),
+        HaltConfig(),
+        TrainConfig(halt=HaltConfig(curriculum=(0, 1)), max_seconds=2.5, seed=2**32 - 1),
+        TrainConfig(),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_json_and_back_gives_the_same_configuration(config: JsonConfig) -> None:
+    text = json.dumps(config.to_dict(), allow_nan=False)
+    back = type(config).from_dict(json.loads(text))
+    assert back == config
+    assert json.dumps(back.to_dict()) == text
+    for field in dataclasses.fields(config):
+        assert type(getattr(back, field.name)) is type(getattr(config, field.name))
+
+
+@pytest.mark.parametrize("reasoner", [TRMConfig(), HRMConfig(L_cycles=3)])
+def test_a_preset_of_the_reasoner_keeps_its_values_inside_json(reasoner: ReasonerConfig) -> None:
+    config = LatentReasonerConfig(reasoner=reasoner)
+    back = LatentReasonerConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert isinstance(back.reasoner, ReasonerConfig)
+    assert back.reasoner.to_dict() == reasoner.to_dict()
+    assert back.to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "owner"),
+    [
+        (ReasonerConfig, {"hidden_sizes": 3}, "ReasonerConfig"),
+        (TrainConfig, {"halt": {"hidden_sizes": 3}}, "HaltConfig"),
+        (LatentReasonerConfig, {"reasoner": {"hidden_sizes": 3}}, "ReasonerConfig"),
+    ],
+)
+def test_an_unknown_field_is_named(
+    cls: type[JsonConfig], values: dict[str, Any], owner: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^{owner}: got \['hidden_sizes'\], expected only the"):
+        cls.from_dict(values)
+
+
+def test_configurations_cannot_be_changed() -> None:
+    for config in (ReasonerConfig(), LatentReasonerConfig(), HaltConfig(), TrainConfig()):
+        name = dataclasses.fields(config)[0].name
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(config, name, 1)
+        assert hash(config) == hash(type(config)())
+
+
+def test_presets_are_the_published_settings() -> None:
+    trm, hrm = TRMConfig(), HRMConfig()
+    published = ("kind", "L_layers", "H_layers", "L_cycles", "H_cycles", "gradient")
+    assert [getattr(trm, n) for n in published] == ["trm", 2, 0, 6, 3, "last_cycle"]
+    assert [getattr(hrm, n) for n in published] == ["hrm", 4, 4, 2, 2, "one_step"]
+
+
+SHARE = st.floats(0, 1)
+
+
+@given(st.integers(1, 40), st.lists(SHARE, min_size=2, max_size=2, unique=True), st.lists(SHARE))
+def test_curriculum_rises_from_one_to_the_limit(
+    most: int, curriculum: list[float], shares: list[float]
+) -> None:
+    start, end = sorted(curriculum)
+    halt = HaltConfig(halt_max_steps=most, curriculum=(start, end))
+    steps = [halt.max_steps_at(share) for share in sorted(shares)]
+    assert steps == sorted(steps) and all(1 <= s <= most for s in steps)
+    assert halt.max_steps_at(0.0) == halt.max_steps_at(start) == 1
+    assert halt.max_steps_at(end) == halt.max_steps_at(1.0) == most
+    assert {HaltConfig(halt_max_steps=most).max_steps_at(p) for p in (0, start, 1)} == {most}
+
+
+def test_curriculum_spends_equal_shares_on_each_limit_below_the_last() -> None:
+    halt = HaltConfig(halt_max_steps=5, curriculum=(0.2, 0.6))
+    at = [(0.0, 1), (0.29, 1), (0.31, 2), (0.39, 2), (0.41, 3), (0.51, 4), (0.59, 4), (0.6, 5)]
+    assert [halt.max_steps_at(share) for share, _ in at] == [steps for _, steps in at]
+
+
+def test_learning_rate_warms_up_stays_and_cools_down() -> None:
+    config = TrainConfig(max_steps=1000, learning_rate=0.01, warmup_steps=10, cooldown=0.4)
+
+    def rate(step: int) -> float:
+        return config.learning_rate_at(step, config.progress(step, 0.0))
+
+    assert [rate(s) for s in (0, 4, 9)] == pytest.approx([0.001, 0.005, 0.01])
+    assert [rate(s) for s in (10, 300, 600)] == pytest.approx([0.01] * 3)
+    assert [rate(s) for s in (700, 800, 900)] == pytest.approx([0.0075, 0.005, 0.0025])
+    assert [rate(s) for s in (995, 999, 1000)] == pytest.approx([0.0002] * 3)  # 2 %, never 0
+    flat = dataclasses.replace(config, cooldown=0.0, warmup_steps=0)
+    assert {flat.learning_rate_at(s, s / 1000) for s in (0, 500, 1000)} == {0.01}
+
+
+def test_progress_counts_steps_or_seconds() -> None:
+    by_steps, by_clock = TrainConfig(max_steps=200), TrainConfig(max_steps=200, max_seconds=60)
+    assert [by_steps.progress(s, 1e9) for s in (0, 50, 200, 300)] == [0, 0.25, 1, 1]
+    assert [by_clock.progress(10**9, s) for s in (0, 15, 60, 61)] == [0, 0.25, 1, 1]
