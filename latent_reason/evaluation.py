@@ -39,17 +39,18 @@ class Evaluator:
         self.data, self.accelerator = data, accelerator
         self.bf16, self.batch_size = bf16, batch_size
 
-    def batches(self) -> Iterator[dict[str, Tensor]]:
-        """Yield this process's share of the rows."""
+    def batches(self, everything: bool = False) -> Iterator[dict[str, Tensor]]:
+        """Yield this process's share of the rows, or all of them."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        rows = torch.arange(len(self.data))[rank::world]
-        for part in rows.split(self.batch_size):
+        rows = torch.arange(len(self.data))
+        rows = rows if everything else rows[rank::world]
+        for part in rows.split(self.batch_size) if len(rows) else ():
             yield {k: v.to(self.accelerator.device) for k, v in self.data.batch(part).items()}
 
     def total(self, counters: Counters) -> Counters:
         """Add the counts of all processes."""
-        local = torch.tensor([c.counts() for c in counters.values()], dtype=torch.float64)
-        summed = self.accelerator.reduce(local.to(self.accelerator.device), "sum").long().tolist()
+        local = torch.tensor([c.counts() for c in counters.values()])
+        summed = self.accelerator.reduce(local.to(self.accelerator.device), "sum").tolist()
         return {
             key: AccuracyCounter.from_counts(counts)
             for key, counts in zip(counters, summed, strict=True)
@@ -61,20 +62,48 @@ class Evaluator:
         counters: Counters = {step: AccuracyCounter() for step in sorted(steps)}
         for batch in self.batches():
             prompt = read_batch(model, batch)
-            for step, slots in self._think(model, prompt, max(steps)):
+            for step, slots, _ in self._think(model, prompt, max(steps)):
                 if step in counters:
                     count(counters[step], model.write(prompt, slots), batch["labels"])
         return self.total(counters)
 
     @torch.no_grad()
+    def by_halting(self, model: LatentReasoner, max_steps: int) -> tuple[AccuracyCounter, float]:
+        """Stop every example when its halting head says so, at the latest after `max_steps`.
+
+        Returns:
+            The counter and the mean number of refinement steps used.
+        """
+        counter = AccuracyCounter()
+        used = torch.zeros((), dtype=torch.long, device=self.accelerator.device)
+        for batch in self.batches():
+            prompt = read_batch(model, batch)
+            final: Tensor | None = None
+            running = torch.ones(len(batch["labels"]), dtype=torch.bool, device=used.device)
+            for _, slots, q_halt_logits in self._think(model, prompt, max_steps):
+                final = (
+                    slots if final is None else torch.where(running[:, None, None], slots, final)
+                )
+                used += running.sum()
+                running &= q_halt_logits <= 0
+                if not running.any():
+                    break
+            count(counter, model.write(prompt, final), batch["labels"])
+        steps = self.accelerator.reduce(used, "sum").item()
+        total = self.total({0: counter})[0]
+        return total, steps / total.num_examples
+
+    @torch.no_grad()
     def by_slots(self, model: LatentReasoner, refinement_steps: int) -> Counters:
         """Compare own slots with those of another example, their mean over the data, and none.
 
-        Own slots that do no better than the others carry nothing about the question.
+        Own slots that do no better than the others carry nothing about the question. Every
+        process goes over all rows, since rows exchange their slots.
         """
-        batches = list(self.batches())
-        prompts = [read_batch(model, batch) for batch in batches]
-        own = [list(self._think(model, prompt, refinement_steps))[-1][1] for prompt in prompts]
+        own: list[Tensor] = []
+        for batch in self.batches(everything=True):
+            prompt = read_batch(model, batch)
+            own.append(list(self._think(model, prompt, refinement_steps))[-1][1])
         everything = torch.cat(own)
         sizes = [len(slots) for slots in own]
         mean = everything.mean(dim=0, keepdim=True)
@@ -85,10 +114,11 @@ class Evaluator:
             "no slots": [None] * len(own),
         }
         counters: Counters = {name: AccuracyCounter() for name in variants}
-        for name, variant in variants.items():
-            for prompt, batch, slots in zip(prompts, batches, variant, strict=True):
-                count(counters[name], model.write(prompt, slots), batch["labels"])
-        return self.total(counters)
+        for index, batch in enumerate(self.batches(everything=True)):
+            prompt = read_batch(model, batch)
+            for name, variant in variants.items():
+                count(counters[name], model.write(prompt, variant[index]), batch["labels"])
+        return counters
 
     @torch.no_grad()
     def by_base(self, model: AnswerLM) -> AccuracyCounter:
@@ -101,8 +131,8 @@ class Evaluator:
 
     def _think(
         self, model: LatentReasoner, prompt: PromptStates, num_steps: int
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Yield (refinement steps, slots (B, K, E)) after each refinement step."""
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield refinement steps, slots (B, K, E) and q_halt_logits (B,) after each step."""
         carry = None
         for step in range(1, num_steps + 1):
             with torch.autocast(prompt.states.device.type, torch.bfloat16, enabled=self.bf16):
@@ -110,7 +140,7 @@ class Evaluator:
                     states=prompt.states, attention_mask=prompt.attention_mask, carry=carry
                 )
             carry = output.carry
-            yield step, output.slots.float()
+            yield step, output.slots.float(), output.q_halt_logits
 
 
 def read_batch(model: LatentReasoner, batch: dict[str, Tensor]) -> PromptStates:

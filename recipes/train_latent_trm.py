@@ -23,12 +23,13 @@ import shutil
 import sys
 import time
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.utils import broadcast
 from transformers.utils import logging as transformers_logging
 
 from latent_reason.checkpoint import RunLock
@@ -55,10 +56,11 @@ from latent_reason.runs import (
     check_world,
     environment,
     peak_memory_gib,
+    read_options,
     run_script,
     write_json,
 )
-from latent_reason.training import Trainer, use_bf16
+from latent_reason.training import Trainer, local_batch_size, use_bf16
 
 NUM_SAMPLES = 6
 
@@ -158,6 +160,8 @@ def parse(argv: list[str]) -> tuple[str, RunConfig, bool]:
         ConfigError: on an unknown preset or a value out of range.
         CheckpointError: on a folder that cannot be resumed.
     """
+    if argv and argv[0].startswith("--resume="):
+        argv = [*argv[0].split("=", 1), *argv[1:]]
     if "--resume" in argv:
         if len(argv) != 2 or argv[0] != "--resume":
             raise ConfigError("--resume FOLDER takes no other options: the folder knows them")
@@ -178,13 +182,8 @@ def parse(argv: list[str]) -> tuple[str, RunConfig, bool]:
         raise ConfigError(f"preset {name!r}: unknown; {hint}there are {', '.join(PRESETS)}")
     options = argv[1:] if argv and argv[0] == name else argv
     described = "\n".join(f"  {key}: {text}" for key, (text, _) in PRESETS.items())
-    config = tyro.cli(
-        RunConfig,
-        args=options,
-        default=PRESETS[name][1],
-        description=f"{__doc__}\nPresets (first argument):\n{described}",
-    )
-    return name, config, False
+    about = f"{__doc__}\nPresets (first argument):\n{described}"
+    return name, read_options(PRESETS[name][1], options, about), False
 
 
 def load_examples(config: RunConfig) -> dict[str, list[Example]]:
@@ -213,6 +212,12 @@ def load_examples(config: RunConfig) -> dict[str, list[Example]]:
     return {"train": rows[: -config.num_val], "val": rows[-config.num_val :], "test": test}
 
 
+def start_time() -> str:
+    """Return the time now, as the main process sees it, for the name of the run folder."""
+    now = broadcast(torch.tensor(int(time.time()), device=PartialState().device))
+    return time.strftime("%Y%m%d-%H%M%S", time.localtime(now.item()))
+
+
 class Run:
     """One run: base, data, run folder and the rows of its table.
 
@@ -223,14 +228,20 @@ class Run:
     def __init__(self, name: str, config: RunConfig, resume: bool) -> None:
         self.name, self.config, self.resume = name, config, resume
         self.started = time.perf_counter()
-        handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+        tracker = None if config.log_with == "none" else config.log_with
+        if tracker is not None and find_spec(tracker) is None:
+            raise ConfigError(f"log_with: {tracker} is not installed; run pip install {tracker}")
+        self.folder = config.output_dir or Path("runs") / f"{name}-{start_time()}"
         self.accelerator = Accelerator(
-            log_with=None if config.log_with == "none" else config.log_with,
-            project_dir=str(config.output_dir) if config.output_dir else None,
-            kwargs_handlers=handlers,
+            mixed_precision="no",  # the training loop itself decides on bf16
+            log_with=tracker,
+            project_dir=str(self.folder),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         check_world(self.accelerator)
+        local_batch_size(config.train, self.accelerator.num_processes)
         self.llm = FrozenLLM.load(embedded_base() if config.base == "embedded" else config.base)
+        self.llm.num_features(config.model.read_layers)
         self.examples = load_examples(config)
         wanted = config.model.num_slots or None
         files = {"train": config.train_data, "val": config.train_data, "test": config.test_data}
@@ -240,8 +251,6 @@ class Run:
         for split in [*self.examples][1:]:
             self.datasets[split] = self.dataset(split, self.num_slots, files)
         self.task = config.train_data.stem if config.train_data else config.task
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        self.folder = config.output_dir or Path("runs") / f"{name}-{stamp}"
         self.rows: list[dict[str, Any]] = []
 
     def dataset(
@@ -249,7 +258,14 @@ class Run:
     ) -> TextDataset:
         """Tokenise a split; errors name the file it came from."""
         source = str(files.get(split) or f"{self.config.task}/{split}")
-        return TextDataset.build(self.examples[split], self.llm.tokenizer, num_slots, source)
+        rows = self.examples[split]
+        if split != "val" or self.config.train_data is None:
+            return TextDataset.build(rows, self.llm.tokenizer, num_slots, source)
+        # The last lines of train_data; errors must tell the line in the file.
+        first = len(self.examples["train"])
+        both = [*self.examples["train"], *rows]
+        data = TextDataset.build(both, self.llm.tokenizer, num_slots, source)
+        return TextDataset(rows, **data.batch(torch.arange(first, len(both))))
 
     def say(self, text: str) -> None:
         """Print on the main process, at once."""
@@ -277,10 +293,8 @@ class Run:
         if self.config.log_with != "none":
             self.accelerator.init_trackers("latent_reason", config={"preset": self.name})
 
-    def cached(self, split: str) -> TextDataset | StateCache:
-        """Let the base read a split once, for writer head."""
-        if self.config.model.writer == "soft":
-            return self.datasets[split]
+    def cached(self, split: str) -> StateCache:
+        """Let the base read a split once and keep its states on disk."""
 
         def progress(done: int, total: int) -> None:
             if done == total or done % 5120 == 0:
@@ -369,6 +383,9 @@ def evaluate_reasoner(run: Run, model: LatentReasoner, facts: dict[str, Any]) ->
     steps = sorted({*config.refinement_steps, trained})
     for step, counter in run.evaluator("test").by_refinement_steps(model, steps).items():
         run.add("latent reasoner", "test", step, counter, **facts)
+    counter, mean_steps = run.evaluator("test").by_halting(model, max(steps))
+    name = f"latent reasoner, halts itself at {mean_steps:.1f} on average"
+    run.add(name, "test", max(steps), counter, mean_refinement_steps=mean_steps)
     slots: Counters = run.evaluator("test").by_slots(model, trained)
     for name in ("shuffled slots", "mean slots", "no slots"):
         run.add(f"latent reasoner, {name}", "test", trained, slots[name])
@@ -401,7 +418,7 @@ def run_controls(run: Run, seconds: float, size: int) -> None:
 def write_results(run: Run, model: LatentReasoner) -> None:
     """Print the table; write results.json, samples.json, report.html and the adapter."""
     trained = run.config.train.halt.max_steps_at(1.0)
-    steps = [step for step in run.config.refinement_steps if step <= 2 * trained]
+    steps = sorted({trained, *(n for n in run.config.refinement_steps if n <= 2 * trained)})
     samples = trace(model, run.data["test"], NUM_SAMPLES, steps)
     if not run.accelerator.is_main_process:
         return
