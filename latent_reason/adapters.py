@@ -66,19 +66,24 @@ class Reader(nn.Module):
 
 
 class Writer(nn.Module):
-    """Project slots into the base's width, (B, K, D) to (B, K, E)."""
+    """Project slots into the base's width, (B, K, D) to (B, K, E).
 
-    def __init__(self, hidden_size: int, llm_hidden_size: int) -> None:
+    For writer head it also learns `end_row` (E,), used in place of the `lm_head` row of the end
+    token: a base that never saw its end token may have a row that no vector can make the largest.
+    """
+
+    def __init__(self, hidden_size: int, llm_hidden_size: int, learns_end: bool) -> None:
         super().__init__()
         self.up_proj = init_linear(nn.Linear(hidden_size, llm_hidden_size, bias=False))
+        self.end_row = nn.Parameter(torch.zeros(llm_hidden_size)) if learns_end else None
 
     def forward(self, slots: Tensor) -> Tensor:
+        """Return the written vectors (B, K, E)."""
         return self.up_proj(slots)
 
 
-def soft_tokens(vectors: Tensor, embedding: Tensor) -> Tensor:
-    """Rescale (B, K, E) to the mean norm of the embedding table (V, E), so none stands out."""
-    norm = embedding.float().norm(dim=-1).mean()
+def soft_tokens(vectors: Tensor, norm: float) -> Tensor:
+    """Rescale (B, K, E) to the mean norm of the base's input embeddings, so none stands out."""
     return F.normalize(vectors.float(), dim=-1) * norm
 
 

@@ -1,19 +1,22 @@
 """Controls: what the same budget buys without recursion.
 
-`AnswerLM` answers with the base alone, token by token: as it is, with LoRA
-adapters, or with K learned constant vectors (pause slots) after the prompt. It trains in the same loop as `LatentReasoner`.
-The one-pass control needs no code: it is a `LatentReasoner` with `halt_max_steps` 1.
+`AnswerLM` answers with the base alone, token by token: as it is, with LoRA adapters, or with K
+learned constant vectors (pause slots) after the prompt. It trains in the same loop as
+`LatentReasoner`. The one-pass control needs no code: it is a `LatentReasoner` with
+`halt_max_steps` 1.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from latent_reason.halting import Carry
 from latent_reason.llm import FrozenLLM
@@ -37,18 +40,24 @@ class AnswerOutput:
     correct: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self.carry.refinement_steps = self.carry.refinement_steps + 1
-        self.q_halt_logits = torch.zeros_like(self.carry.refinement_steps, dtype=torch.float32)
+        steps = torch.where(self.carry.halted, 0, self.carry.refinement_steps) + 1
+        halted = torch.zeros_like(self.carry.halted)
+        self.carry = replace(self.carry, refinement_steps=steps, halted=halted)
+        self.q_halt_logits = torch.zeros_like(steps, dtype=torch.float32)
         if self.correct is None:
             self.correct = torch.zeros_like(self.carry.halted)
 
 
-def lora_rank(model: nn.Module, min_parameters: int) -> int:
+def lora_rank(model: PreTrainedModel, min_parameters: int) -> int:
     """Return the smallest LoRA rank on all linear layers with at least `min_parameters`."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    linears = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
-    per_rank = sum(m.in_features + m.out_features for m in linears)
-    return -(-min_parameters // per_rank)
+    head = model.get_output_embeddings()
+    per_rank = 0
+    for module in model.modules():
+        if isinstance(module, Conv1D):
+            per_rank += module.nx + module.nf
+        elif isinstance(module, nn.Linear) and module is not head:
+            per_rank += module.in_features + module.out_features
+    return max(1, -(-min_parameters // per_rank))
 
 
 class AnswerLM(nn.Module):
@@ -78,14 +87,14 @@ class AnswerLM(nn.Module):
             base = copy.deepcopy(llm.model)
             rank = lora_rank(base, min_parameters)
             config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
-            base = inject_adapter_in_model(config, base)
+            inject_adapter_in_model(config, base)
             llm = FrozenLLM(base, llm.tokenizer, llm.name)
             for name, parameter in llm.named_parameters():
                 parameter.requires_grad_("lora_" in name)
         if kind == "pause":
             table = llm.embedding.float()
-            start = table.mean(dim=0) + table.std(dim=0) * torch.randn(num_slots, table.shape[1])
-            self.pause = nn.Parameter(start)
+            noise = torch.randn(num_slots, table.shape[1]).to(table.device)
+            self.pause = nn.Parameter(table.mean(dim=0) + table.std(dim=0) * noise)
         self.llm = llm
 
     def initial_carry(self, num: int, num_tokens: int) -> Carry:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from latent_reason.adapters import Reader, Writer, nearest_token_logits, soft_tokens
 from latent_reason.config import LatentReasonerConfig, check
-from latent_reason.errors import CheckpointError, ConfigError, DataError
+from latent_reason.errors import CheckpointError, ConfigError
 from latent_reason.halting import Carry, reset_halted
 from latent_reason.llm import FrozenLLM, PromptStates
 from latent_reason.losses import IGNORE_INDEX, answer_loss, exactly_right, halt_loss
@@ -27,6 +27,7 @@ from latent_reason.reasoner import Reasoner
 
 ADAPTER_WEIGHTS = "adapter.safetensors"
 ADAPTER_CONFIG = "config.json"
+ADAPTER_FORMAT = "latent_reason adapter 1"
 
 
 @dataclass
@@ -61,7 +62,7 @@ class LatentCore(nn.Module):
         self.config = config
         self.reader = Reader(config, num_features)
         self.reasoner = Reasoner(config.reasoner, config.num_slots)
-        self.writer = Writer(size, llm_hidden_size)
+        self.writer = Writer(size, llm_hidden_size, learns_end=config.writer == "head")
         self.q_head = nn.Linear(size, 1)
         nn.init.zeros_(self.q_head.weight)
         nn.init.constant_(self.q_head.bias, -5.0)
@@ -117,7 +118,8 @@ class LatentReasoner(nn.Module):
         self.llm = llm
         check(self.config.num_slots >= 1, "num_slots", self.config.num_slots, "at least 1")
         num_features = llm.num_features(self.config.read_layers)
-        self.core = LatentCore(self.config, num_features, llm.hidden_size)
+        core = LatentCore(self.config, num_features, llm.hidden_size)
+        self.core = core.to(llm.embedding.device)
 
     @classmethod
     def from_base(
@@ -134,7 +136,16 @@ class LatentReasoner(nn.Module):
         return cls(llm, config)
 
     def with_num_slots(self, num_slots: int) -> LatentReasoner:
-        """Return the same model with another number of slots, for longer answers than trained."""
+        """Return the same model with another number of slots, for longer answers than trained.
+
+        Raises:
+            ConfigError: if the reasoner mixes positions by an MLP, which is made for one number.
+        """
+        if self.config.reasoner.mixer == "mlp" and num_slots != self.config.num_slots:
+            raise ConfigError(
+                f"num_slots: got {num_slots}, expected {self.config.num_slots} as trained, since "
+                "the reasoner has mixer 'mlp'"
+            )
         config = replace(self.config, num_slots=num_slots)
         model = LatentReasoner(self.llm, config).to(self.core.q_head.weight.device)
         model.core.load_state_dict(self.core.state_dict())
@@ -146,9 +157,31 @@ class LatentReasoner(nn.Module):
 
     def read_out(self, slots: Tensor) -> Tensor:
         """Turn written vectors (B, K, E) into logits (B, K, V) without a pass through the base."""
-        if self.config.writer == "head":
-            return self.llm.lm_head(slots).float()
+        end_row = self.core.writer.end_row
+        if end_row is not None:
+            logits = self.llm.lm_head(slots).float()
+            logits[..., self.llm.eos_token_id] = slots.float() @ end_row
+            return logits
         return nearest_token_logits(slots, self.llm.embedding)
+
+    def refine(
+        self, states: Tensor, attention_mask: Tensor, carry: Carry, labels: Tensor | None = None
+    ) -> ReasonerOutput:
+        """Run one refinement step and read it out without a pass through the base.
+
+        Args:
+            states: (B, T, F) fp32 from `FrozenLLM.read`.
+            attention_mask: (B, T).
+            carry: halted slots start anew.
+            labels: (B, K), for the loss.
+        """
+        slots, q_halt_logits, carry = self.core(states, attention_mask, carry)
+        logits = self.read_out(slots)
+        if labels is None:
+            return ReasonerOutput(None, logits, q_halt_logits, slots, carry, None)
+        correct = exactly_right(logits, labels)
+        loss = answer_loss(logits, labels) + 0.5 * halt_loss(q_halt_logits, correct)
+        return ReasonerOutput(loss, logits, q_halt_logits, slots, carry, correct)
 
     def forward(
         self,
@@ -178,8 +211,12 @@ class LatentReasoner(nn.Module):
             through_base: writer soft only; False leaves the base's loss out.
 
         Raises:
-            ValueError: if neither `input_ids` nor `states` is given, or labels exceed the slots.
+            ValueError: if neither `input_ids` nor `states` is given, labels exceed the slots, or
+                `refinement_steps` is below 1.
         """
+        if refinement_steps < 1:
+            raise ValueError(f"refinement_steps: got {refinement_steps}, expected at least 1")
+        prompt: PromptStates | None = None
         score = labels is not None and self.config.writer == "soft" and through_base
         if states is None or score:
             if input_ids is None:
@@ -195,19 +232,17 @@ class LatentReasoner(nn.Module):
         if labels is not None:
             labels = self.pad_labels(labels)
 
-        total = torch.zeros((), device=states.device)
-        for _ in range(refinement_steps):
-            slots, q_halt_logits, carry = self.core(states, attention_mask, carry)
-            logits = self.read_out(slots)
-            if labels is not None:
-                correct = exactly_right(logits, labels)
-                step_loss = answer_loss(logits, labels) + 0.5 * halt_loss(q_halt_logits, correct)
-                total = total + step_loss / refinement_steps
-        if score:
-            total = total + answer_loss(self.answer_logits(prompt, slots, labels), labels)
-        if labels is None:
-            return ReasonerOutput(None, logits, q_halt_logits, slots, carry, None)
-        return ReasonerOutput(total, logits, q_halt_logits, slots, carry, correct)
+        output = self.refine(states, attention_mask, carry, labels)
+        losses = [output.loss]
+        for _ in range(refinement_steps - 1):
+            output = self.refine(states, attention_mask, output.carry, labels)
+            losses.append(output.loss)
+        if labels is not None:
+            output.loss = torch.stack([loss for loss in losses if loss is not None]).mean()
+            if score and prompt is not None:
+                base_logits = self.answer_logits(prompt, output.slots, labels)
+                output.loss = output.loss + answer_loss(base_logits, labels)
+        return output
 
     def pad_labels(self, labels: Tensor) -> Tensor:
         """Fill (B, A) labels up to the K slots with -100."""
@@ -221,7 +256,7 @@ class LatentReasoner(nn.Module):
 
     def answer_logits(self, prompt: PromptStates, slots: Tensor, labels: Tensor) -> Tensor:
         """Score answers (B, K) under the base, the slots (B, K, E) given as soft tokens."""
-        rows = soft_tokens(slots, self.llm.embedding)
+        rows = soft_tokens(slots, self.llm.embedding_norm)
         return self.llm.answer_logits(prompt, rows, self.config.answer_delimiter, labels)
 
     @torch.no_grad()
@@ -240,7 +275,7 @@ class LatentReasoner(nn.Module):
             ConfigError: for options with writer head.
         """
         if self.config.writer == "soft":
-            rows = None if slots is None else soft_tokens(slots, self.llm.embedding)
+            rows = None if slots is None else soft_tokens(slots, self.llm.embedding_norm)
             options.setdefault("max_new_tokens", self.config.num_slots)
             return self.llm.generate_after(prompt, rows, self.config.answer_delimiter, **options)
         if options:
@@ -294,7 +329,7 @@ class LatentReasoner(nn.Module):
         trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.parameters())
         share = 100 * trainable / total
-        print(
+        print(  # noqa: T201
             f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share:.4f}"
         )
 
@@ -310,10 +345,10 @@ class LatentReasoner(nn.Module):
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.core.state_dict().items()}
         save_file(tensors, folder / ADAPTER_WEIGHTS)
         config = self.config.to_dict() | {
-            "format": "latent_reason adapter 1",
+            "format": ADAPTER_FORMAT,
             "base": self.llm.name,
             "base_hidden_size": self.llm.hidden_size,
-            "base_sha256": self.llm.sha256(),
+            "base_sha256": None if self.llm.is_quantized else self.llm.sha256(torch.bfloat16),
         }
         (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         default = (
@@ -334,26 +369,33 @@ class LatentReasoner(nn.Module):
 
         Raises:
             CheckpointError: if files are missing or corrupt, or the base has other weights than
-                the one the adapter was made for (quantised bases are compared by width only).
+                the one the adapter was made for (rounded to bf16, so that the dtype it is loaded
+                in does not matter; quantised bases are compared by width only).
         """
         folder = Path(folder)
         try:
             saved = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
             tensors = load_file(folder / ADAPTER_WEIGHTS)
             name, width, digest = (saved.pop(f"base{k}") for k in ("", "_hidden_size", "_sha256"))
-            saved.pop("format")
-        except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+            if (found := saved.pop("format")) != ADAPTER_FORMAT:
+                raise ValueError(f"format {found!r}, expected {ADAPTER_FORMAT!r}")
+            config = LatentReasonerConfig.from_dict(saved)
+            complete = json.loads(json.dumps(config.to_dict()))
+            if lost := [key for key in complete if saved.get(key) != complete[key]]:
+                raise ValueError(f"{ADAPTER_CONFIG}: incomplete {', '.join(lost)}")
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as error:
             raise CheckpointError(
                 f"adapter {folder}: not a complete adapter folder ({error}); "
                 "give a folder written by save_pretrained"
             ) from error
         llm = base if isinstance(base, FrozenLLM) else FrozenLLM.load(base or name, **kwargs)
-        if llm.hidden_size != width or (not kwargs and llm.sha256() != digest):
+        known = digest is not None and not llm.is_quantized
+        if llm.hidden_size != width or (known and llm.sha256(torch.bfloat16) != digest):
             raise CheckpointError(
                 f"adapter {folder}: made for base {name} (width {width}), got {llm.name} (width "
                 f"{llm.hidden_size}) with other weights; pass the base that it was trained with"
             )
-        model = cls(llm, LatentReasonerConfig.from_dict(saved))
+        model = cls(llm, config)
         try:
             model.core.load_state_dict(tensors)
         except RuntimeError as error:

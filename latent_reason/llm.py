@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from latent_reason.config import ReadLayer
 from latent_reason.errors import ConfigError, DataError
@@ -55,6 +58,11 @@ class PromptStates:
     attention_mask: Tensor
     keys_values: list[tuple[Tensor, Tensor]]
 
+    @property
+    def cache_mask(self) -> Tensor:
+        """(B, T), padding first: the order of the tokens in `FrozenLLM.fill_cache`."""
+        return self.attention_mask.sort(dim=1).values
+
 
 class FrozenLLM(nn.Module):
     """A causal LM in eval mode with every parameter frozen.
@@ -65,13 +73,20 @@ class FrozenLLM(nn.Module):
         name: Hub name or local folder, saved with adapters to find the base again.
 
     Raises:
-        ConfigError: if the tokenizer has no end-of-text token or the model no token embedding.
+        ConfigError: if the tokenizer has no end-of-text token, or a layer of the model keeps
+            something else than keys and values of its own (linear attention, state space).
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, name: str) -> None:
         super().__init__()
         if tokenizer.eos_token_id is None:
             raise ConfigError(f"base {name}: its tokenizer has no end-of-text token (eos_token)")
+        kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
+        if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+            raise ConfigError(
+                f"base {name}: some layers do not keep keys and values of their own (linear "
+                "attention, state space); choose a base with plain attention in every layer"
+            )
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.name = name
@@ -89,18 +104,25 @@ class FrozenLLM(nn.Module):
                 checkpoint's on machines with CUDA, else fp32.
 
         Raises:
-            ConfigError: if there is no such model or it is no causal LM.
+            ConfigError: if there is no such model, it is no causal LM or weights are missing.
         """
         kwargs.setdefault("dtype", "auto" if torch.cuda.is_available() else torch.float32)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, **kwargs)
-        except (OSError, ValueError) as error:
+            tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                name, trust_remote_code=False, output_loading_info=True, **kwargs
+            )
+        except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(
                 f"base {name}: cannot be loaded as a causal language model ({reason}); "
                 "give a Hub name or a folder with config.json, weights and tokenizer"
             ) from error
+        if missing := sorted(info["missing_keys"]):
+            raise ConfigError(
+                f"base {name}: its weights lack {', '.join(missing[:3])} ({len(missing)} missing); "
+                "give a causal language model with its output layer"
+            )
         return cls(model, tokenizer, name)
 
     def train(self, mode: bool = True) -> FrozenLLM:
@@ -126,6 +148,22 @@ class FrozenLLM(nn.Module):
     def embedding(self) -> Tensor:
         """The token embedding table (V, E), frozen."""
         return self.model.get_input_embeddings().weight
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Turn tokens (...) into input embeddings (..., E), scaled where the base scales them."""
+        return self.model.get_input_embeddings()(tokens)
+
+    @cached_property
+    def embedding_norm(self) -> float:
+        """Mean norm of the input embeddings of all tokens."""
+        tokens = torch.arange(len(self.embedding), device=self.embedding.device)
+        norms = [self.embed(part).float().norm(dim=-1) for part in tokens.split(8192)]
+        return torch.cat(norms).mean().item()
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the weights are quantised (4-bit, say)."""
+        return getattr(self.model, "hf_quantizer", None) is not None
 
     def lm_head(self, hidden: Tensor) -> Tensor:
         """Turn (..., E) into logits (..., V) by the frozen output layer."""
@@ -183,7 +221,7 @@ class FrozenLLM(nn.Module):
             ConfigError: if the base returns no hidden states.
         """
         self.num_prompts += input_ids.shape[0]
-        cache = DynamicCache(config=self.model.config)
+        cache = DynamicCache()
         with torch.set_grad_enabled(gradient and torch.is_grad_enabled()):
             output = self.model.base_model(
                 input_ids=input_ids,
@@ -199,13 +237,18 @@ class FrozenLLM(nn.Module):
         indices = [layer_index(layer, self.num_layers) for layer in layers]
         normed = [rms_norm(hidden[i].float(), 1e-6) for i in indices]
         states = torch.cat(normed, dim=-1) if normed else hidden[-1][..., :0].float()
-        return PromptStates(states, attention_mask, [(c.keys, c.values) for c in cache.layers])
+        return PromptStates(states, attention_mask, [(keys, values) for keys, values, *_ in cache])
 
     def fill_cache(self, prompt: PromptStates) -> DynamicCache:
-        """Return a new cache that holds the prompts; their own keys and values stay untouched."""
-        cache = DynamicCache(config=self.model.config)
+        """Return a new cache that holds the prompts; their own keys and values stay untouched.
+
+        Padding goes to the front: a sliding window counts places in the cache, and padding
+        between a prompt and what follows it would use them up.
+        """
+        cache = DynamicCache()
+        order = prompt.attention_mask.argsort(dim=1, stable=True)[:, None, :, None]
         for index, (keys, values) in enumerate(prompt.keys_values):
-            cache.update(keys, values, index)
+            cache.update(keys.take_along_dim(order, 2), values.take_along_dim(order, 2), index)
         return cache
 
     def run_after(self, prompt: PromptStates, embeds: Tensor, cache: DynamicCache) -> Tensor:
@@ -215,7 +258,7 @@ class FrozenLLM(nn.Module):
             Hidden states (B, Q, E) before `lm_head`; the cache grows by Q.
         """
         ones = prompt.attention_mask.new_ones(embeds.shape[:2])
-        mask = torch.cat((prompt.attention_mask, ones), dim=1)
+        mask = torch.cat((prompt.cache_mask, ones), dim=1)
         output = self.model.base_model(
             inputs_embeds=embeds.to(self.embedding.dtype),
             attention_mask=mask,
@@ -226,10 +269,16 @@ class FrozenLLM(nn.Module):
         return output.last_hidden_state
 
     def embed_text(self, text: str, num: int) -> tuple[Tensor, Tensor]:
-        """Return the token ids (d,) of a text and their embeddings repeated to (num, d, E)."""
+        """Return the token ids (d,) of a text and their embeddings repeated to (num, d, E).
+
+        Raises:
+            ConfigError: if the text has no tokens.
+        """
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise ConfigError(f"answer_delimiter: got {text!r}, expected text with a token or more")
         tokens = torch.tensor(ids, device=self.embedding.device)
-        return tokens, self.embedding[tokens].expand(num, -1, -1)
+        return tokens, self.embed(tokens).expand(num, -1, -1)
 
     def answer_logits(
         self, prompt: PromptStates, rows: Tensor | None, delimiter: str, labels: Tensor
@@ -249,7 +298,7 @@ class FrozenLLM(nn.Module):
         _, before = self.embed_text(delimiter, len(labels))
         if rows is not None:
             before = torch.cat((rows.to(before.dtype), before), dim=1)
-        embeds = torch.cat((before, self.embedding[answer[:, :-1]]), dim=1)
+        embeds = torch.cat((before, self.embed(answer[:, :-1])), dim=1)
         hidden = self.run_after(prompt, embeds, self.fill_cache(prompt))
         return self.lm_head(hidden[:, before.shape[1] - 1 :]).float()
 
@@ -269,34 +318,52 @@ class FrozenLLM(nn.Module):
             New tokens only (B * sequences returned per prompt, N), padded with end tokens.
 
         Raises:
-            ConfigError: for cache options; the cache holds prompt and soft tokens.
+            ConfigError: for cache options, since the cache holds prompt and soft tokens, and for
+                a `generation_config`.
         """
-        if "cache_implementation" in options or "past_key_values" in options:
-            raise ConfigError("generate: cache options cannot be used here; leave them out")
+        refused = ("cache_implementation", "generation_config", "past_key_values", "use_cache")
+        if bad := [name for name in refused if name in options]:
+            raise ConfigError(f"generate: {bad[0]} cannot be used here; leave it out")
         tokens, before = self.embed_text(delimiter, len(prompt.attention_mask))
         if rows is not None:
             before = torch.cat((rows.to(before.dtype), before), dim=1)
         cache = self.fill_cache(prompt)
         if before.shape[1] > 1:
             self.run_after(prompt, before[:, :-1], cache)
-        repeats = max(options.get("num_beams", 1), options.get("num_return_sequences", 1))
+        own_ends = self.model.generation_config.eos_token_id
+        own_ends = own_ends if isinstance(own_ends, list) else [own_ends]
+        options: dict[str, Any] = {
+            "do_sample": False,
+            "num_beams": 1,
+            "num_return_sequences": 1,
+            "repetition_penalty": 1.0,
+            "eos_token_id": [self.eos_token_id, *(end for end in own_ends if end is not None)],
+            "pad_token_id": self.eos_token_id,
+        } | options
+        repeats = max(options["num_beams"], options["num_return_sequences"])
         if repeats > 1:
             cache.batch_repeat_interleave(repeats)
-        mask = prompt.attention_mask
+        mask = prompt.cache_mask
         generated = self.model.generate(
             tokens[-1:].expand(len(mask), 1),
             attention_mask=torch.cat((mask, mask.new_ones(before.shape[:2])), dim=1),
             past_key_values=cache,
-            pad_token_id=self.eos_token_id,
-            **{"do_sample": False, **options},
+            **options,
         )
         return generated[:, 1:]
 
-    def sha256(self) -> str:
-        """Return a digest of all parameters and buffers, to prove that nothing changed."""
+    def sha256(self, dtype: torch.dtype | None = None) -> str:
+        """Return a digest of all parameters and saved buffers, to prove that nothing changed.
+
+        Args:
+            dtype: round floating point tensors to it first. In bf16 a base has one digest whether
+                it is loaded in bf16 or fp32.
+        """
         digest = hashlib.sha256()
         for key, value in sorted(self.model.state_dict().items()):
             digest.update(key.encode())
+            if dtype is not None and value.is_floating_point():
+                value = value.to(dtype)
             flat = value.detach().cpu().contiguous().flatten()
             digest.update(flat.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()

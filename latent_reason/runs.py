@@ -2,34 +2,66 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
+import tyro
 from accelerate import Accelerator
 
 from latent_reason.errors import ConfigError, UserError
+from latent_reason.results import clean_text
 
+Config = TypeVar("Config")
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "numpy")
 
 
 def run_script(main: Callable[[], int | None]) -> None:
-    """Run a script's main function; a `UserError` becomes one line on stderr and exit code 2."""
+    """Run a script's main function and exit.
+
+    A `UserError` becomes one line on stderr and exit code 2, Ctrl-C one line and exit code 130.
+    """
     try:
         sys.exit(main() or 0)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+
+
+def read_options(default: Config, words: Sequence[str], description: str) -> Config:
+    """Read command line options on top of `default`, a dataclass; --help prints and exits.
+
+    Raises:
+        ConfigError: on an unknown option, with the nearest known one, or an impossible value.
+    """
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(type(default), args=words, default=default, description=description)
+    except SystemExit as end:
+        if not end.code:
+            raise
+    # tyro prints a title, the reason, rules between its parts and a hint at --help, in a box.
+    lines = re.sub("[\u2500-\u257f]", " ", clean_text(box.getvalue())).splitlines()[1:]
+    text = " ".join(line.strip() if re.search(r"\w", line) else ";" for line in lines)
+    text = text.partition("; For full helptext")[0].strip(" ;")
+    raise ConfigError(f"{text.replace(' ;', ';')}; see --help")
 
 
 def check_world(accelerator: Accelerator) -> None:
@@ -45,9 +77,8 @@ def check_world(accelerator: Accelerator) -> None:
     parent = psutil.Process().parent()
     words = parent.cmdline() if parent is not None else []
     if any("accelerate" in word for word in words[:3]):
-        for flag, value in zip(words, words[1:], strict=False):
-            if flag in ("--num_processes", "--num-processes") and value.isdecimal():
-                asked = max(asked, int(value))
+        numbers = re.findall(r" --num[_-]processes[ =](\d+)", " ".join(words))
+        asked = max([asked, *map(int, numbers)])
     formed = accelerator.num_processes
     if formed != asked:
         raise ConfigError(
@@ -89,7 +120,7 @@ def command() -> str:
 
 def environment() -> dict[str, Any]:
     """Return what a result depends on besides its configuration."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = version(name)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -25,10 +26,10 @@ from latent_reason.checkpoint import latest_checkpoint, rotate_checkpoints, save
 from latent_reason.config import TrainConfig
 from latent_reason.errors import CheckpointError, ConfigError, NonFiniteError
 from latent_reason.halting import Carry, minimum_steps, should_halt
-from latent_reason.metrics import MetricsLog
+from latent_reason.metrics import IGNORE_INDEX, MetricsLog
 from latent_reason.optim import load_optimizer_tensors, make_ema, make_optimizer, optimizer_tensors
 
-MEANS = ("train/loss", "train/accuracy", "train/exact_accuracy", "train/refinement_steps")
+SUMS = ("train/loss", "train/exact_accuracy", "train/refinement_steps", "right", "labelled")
 
 
 class Data(Protocol):
@@ -48,13 +49,27 @@ class Data(Protocol):
 @lru_cache(maxsize=4)
 def data_order(seed: int, epoch: int, num: int) -> Tensor:
     """Return the order (num,) of examples in an epoch, a pure function of its arguments."""
-    return torch.randperm(num, generator=torch.Generator().manual_seed((seed << 20) + epoch))
+    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(num))
 
 
 def rows_at(positions: Tensor, seed: int, num: int) -> Tensor:
     """Map positions (B,) in the endless data order to rows of a dataset of `num` examples."""
     rows = [data_order(seed, int(p) // num, num)[int(p) % num] for p in positions]
     return torch.stack(rows)
+
+
+def local_batch_size(config: TrainConfig, num_processes: int) -> int:
+    """Return the slots of one process.
+
+    Raises:
+        ConfigError: if the batch size is no multiple of the number of processes.
+    """
+    if config.batch_size % num_processes:
+        raise ConfigError(
+            f"batch_size: got {config.batch_size}, expected a multiple of the {num_processes} "
+            "processes"
+        )
+    return config.batch_size // num_processes
 
 
 def use_bf16(config: TrainConfig, device: torch.device) -> bool:
@@ -119,11 +134,7 @@ class Trainer:
         evaluate: Callable[[], dict[str, float]],
         report: Callable[[str], None] = print,
     ) -> None:
-        world = accelerator.num_processes
-        if config.batch_size % world:
-            raise ConfigError(
-                f"batch_size: got {config.batch_size}, expected a multiple of the {world} processes"
-            )
+        local = local_batch_size(config, accelerator.num_processes)
         self.accelerator, self.data, self.config, self.run_dir = accelerator, data, config, run_dir
         self.evaluate, self.report = evaluate, report
         self.model = model.to(accelerator.device)
@@ -132,17 +143,17 @@ class Trainer:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.trainable = nn.ParameterList(parameters)
         self.ema = make_ema(self.trainable, config.ema_decay)
+        self.averages = list(self.ema.parameters())
         self.bf16 = use_bf16(config, accelerator.device)
         self.step, self.seconds = 0, 0.0
         self.best: dict[str, Any] = {}
         self.best_weights: list[Tensor] = []
-        self.sums = dict.fromkeys(MEANS, 0.0)
+        self.sums = dict.fromkeys(SUMS, 0.0)
         self.num_sums = 0
-        local = config.batch_size // world
         self.slots = slice(
             accelerator.process_index * local, (accelerator.process_index + 1) * local
         )
-        self.carry = self.model.initial_carry(local, data.num_tokens)
+        self.carry: Carry = cast(Any, self.model).initial_carry(local, data.num_tokens)
         columns = torch.arange(config.batch_size)[self.slots].to(accelerator.device)
         self.carry.data["position"] = columns - config.batch_size
 
@@ -155,13 +166,13 @@ class Trainer:
         """Train to the end, or until a signal asks to stop.
 
         Returns:
-            0, or the number of the signal after a checkpoint was saved.
+            0, or the number of the signal; a checkpoint was saved.
 
         Raises:
             NonFiniteError: loss or gradient is NaN or infinite; nothing was updated.
         """
         config = self.config
-        with StopRequest() as stop, MetricsLog(self.run_dir / "metrics.jsonl", self.step) as log:
+        with StopRequest() as stop, self._open_log() as log:
             while self.progress < 1:
                 start = time.perf_counter()
                 self.train_step()
@@ -173,9 +184,15 @@ class Trainer:
                     self._evaluate(log)
                 if self.step % config.save_every == 0 or ended or signalled:
                     self.save()
-                if signalled and not ended:
+                if signalled:
                     return signalled
-        return 0
+            return self._agree(stop)[1]
+
+    def _open_log(self) -> AbstractContextManager[MetricsLog | None]:
+        """Open metrics.jsonl at this step; it belongs to the main process."""
+        if not self.accelerator.is_main_process:
+            return nullcontext()
+        return MetricsLog(self.run_dir / "metrics.jsonl", self.step)
 
     def train_step(self) -> None:
         """Refill halted slots, run one refinement step, update weights, decide who halts."""
@@ -185,7 +202,9 @@ class Trainer:
         position = torch.where(carry.halted, position + config.batch_size, position)
         carry.data["position"] = position
         rows = rows_at(position.cpu(), config.seed, len(self.data))
-        batch = {k: v.to(device, non_blocking=True) for k, v in self.data.batch(rows).items()}
+        batch: dict[str, Any] = {
+            key: value.to(device, non_blocking=True) for key, value in self.data.batch(rows).items()
+        }
         if progress < config.through_base_from:
             batch["through_base"] = False
         rate = config.learning_rate_at(self.step, progress)
@@ -221,7 +240,7 @@ class Trainer:
             raise NonFiniteError(
                 f"step {self.step + 1}, process {self.accelerator.process_index}: loss "
                 f"{loss.item()}, gradient of {bad[0] if bad else 'nothing'} is not finite; nothing "
-                "was updated, resume from the last checkpoint with a lower learning rate"
+                "was updated; start again with a lower learning_rate or precision fp32"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -229,35 +248,38 @@ class Trainer:
 
     def _agree(self, stop: StopRequest) -> tuple[bool, int]:
         """Let all ranks see the same clock and the same signal: (training ended, signal)."""
-        if self.accelerator.num_processes > 1:
-            device = self.accelerator.device
-            seen = torch.tensor([self.seconds, stop.signal], dtype=torch.float64, device=device)
-            seen = self.accelerator.gather(seen[None]).amax(dim=0)
-            self.seconds, stop.signal = seen[0].item(), int(seen[1].item())
-        return self.progress >= 1, stop.signal
+        self.seconds, number = self._gather(self.seconds, stop.signal).amax(dim=0).tolist()
+        return self.progress >= 1, int(number)
+
+    def _gather(self, *values: float) -> Tensor:
+        """Return (processes, N) fp64 on the CPU: these N numbers of every process."""
+        row = torch.tensor([values], dtype=torch.float64)
+        if self.accelerator.num_processes == 1:
+            return row
+        return self.accelerator.gather(row.to(self.accelerator.device)).cpu()
 
     def _count(self, output: Any, labels: Tensor) -> None:
-        """Add this step's batch means to the sums of the next log line."""
-        labelled = labels != -100
+        """Add this step's batch means and its counts of tokens to the next log line."""
+        labelled = labels != IGNORE_INDEX
         predicted = output.logits.detach()[:, : labels.shape[1]].argmax(dim=-1)
         values = (
             output.loss.item(),
-            ((predicted == labels) & labelled).sum().item() / labelled.sum().item(),
             output.correct.float().mean().item(),
             self.carry.refinement_steps.float().mean().item(),
+            ((predicted == labels) & labelled).sum().item(),
+            labelled.sum().item(),
         )
-        for name, value in zip(MEANS, values, strict=True):
+        for name, value in zip(SUMS, values, strict=True):
             self.sums[name] += value
         self.num_sums += 1
 
-    def _log(self, log: MetricsLog) -> None:
+    def _log(self, log: MetricsLog | None) -> None:
         """Write the means since the last line to metrics.jsonl, timing to perf.jsonl."""
-        device = self.accelerator.device
-        local = torch.tensor(list(self.sums.values()), dtype=torch.float64, device=device)
-        means = self.accelerator.reduce(local, "mean") / self.num_sums
-        row = dict(zip(MEANS, means.tolist(), strict=True))
-        self.sums, self.num_sums = dict.fromkeys(MEANS, 0.0), 0
-        if not self.accelerator.is_main_process:
+        means = self._gather(*self.sums.values()).mean(dim=0) / self.num_sums
+        row = dict(zip(SUMS, means.tolist(), strict=True))
+        row["train/accuracy"] = row.pop("right") / row.pop("labelled")
+        self.sums, self.num_sums = dict.fromkeys(SUMS, 0.0), 0
+        if log is None:
             return
         config = self.config
         row["train/learning_rate"] = config.learning_rate_at(self.step - 1, self.progress)
@@ -280,15 +302,15 @@ class Trainer:
             f"{rate:.0f} examples/s | ETA {int(left) // 60}:{int(left) % 60:02d}"
         )
 
-    def _evaluate(self, log: MetricsLog) -> None:
+    def _evaluate(self, log: MetricsLog | None) -> None:
         """Evaluate with averaged weights, remember the best step."""
         with self.averaged_weights():
             metrics = self.evaluate()
         score = [metrics["val/exact_accuracy"], metrics["val/accuracy"]]
         if not self.best or score >= self.best["score"]:
             self.best = {"step": self.step, "score": score}
-            self.best_weights = [p.detach().clone() for p in self.ema.module]
-        if self.accelerator.is_main_process:
+            self.best_weights = [p.detach().clone() for p in self.averages]
+        if log is not None:
             log.write({"step": self.step, **metrics})
             self.accelerator.log(metrics, step=self.step)
             text = " | ".join(
@@ -301,7 +323,7 @@ class Trainer:
     def averaged_weights(self) -> Iterator[None]:
         """Let the model hold the averaged weights inside a `with` block."""
         raw = [p.detach().clone() for p in self.trainable]
-        self._set_weights(self.ema.module)
+        self._set_weights(self.averages)
         self.model.eval()
         try:
             yield
@@ -319,15 +341,14 @@ class Trainer:
             parameter.copy_(weight)
 
     def save(self) -> None:
-        """Write a complete checkpoint; older ones but the newest two are removed."""
+        """Write a complete checkpoint; older ones but the newest two and the best are removed."""
         carry = {k: self.accelerator.gather(v) for k, v in self.carry.tensors().items()}
         rng = torch.get_rng_state().to(self.accelerator.device)
         rng = self.accelerator.gather(rng[None])
-        local = torch.tensor(list(self.sums.values()), dtype=torch.float64, device=rng.device)
-        sums = self.accelerator.gather(local[None]).tolist()
+        sums = self._gather(*self.sums.values()).tolist()
         if self.accelerator.is_main_process:
             state = {
-                "config": self.config.to_dict(),
+                "config": self._settings(),
                 "seconds": self.seconds,
                 "sums": sums,
                 "num_sums": self.num_sums,
@@ -335,7 +356,7 @@ class Trainer:
             }
             tensors = {
                 "model": trainable_state(self.model),
-                "ema": {str(i): p.detach() for i, p in enumerate(self.ema.module)},
+                "ema": {str(i): p.detach() for i, p in enumerate(self.averages)},
                 "best": {str(i): p for i, p in enumerate(self.best_weights)},
                 "optimizer": optimizer_tensors(self.optimizer),
                 "carry": carry,
@@ -343,8 +364,12 @@ class Trainer:
             }
             folder = self.run_dir / "checkpoints"
             save_checkpoint(folder, self.step, tensors, state)
-            rotate_checkpoints(folder, keep_last=2, protect=())
+            rotate_checkpoints(folder, keep_last=2, protect={self.best.get("step", self.step)})
         self.accelerator.wait_for_everyone()
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what must not change between a checkpoint and its resumption."""
+        return self.config.to_dict() | {"num_examples": len(self.data)}
 
     def resume(self) -> bool:
         """Continue from the newest valid checkpoint of the run folder.
@@ -353,13 +378,19 @@ class Trainer:
             False if there is none.
 
         Raises:
-            CheckpointError: if the checkpoint was made with another training configuration or
-                for other weights.
+            CheckpointError: if the checkpoint was made with another training configuration,
+                another number of examples or for other weights, or if all are damaged.
         """
-        saved = latest_checkpoint(self.run_dir / "checkpoints")
+        folder = self.run_dir / "checkpoints"
+        saved = latest_checkpoint(folder)
         if saved is None:
+            if found := sorted(folder.glob("step-*")):
+                raise CheckpointError(
+                    f"{folder}: all checkpoints are damaged ({', '.join(p.name for p in found)}); "
+                    "restore one, or delete them to start from the beginning"
+                )
             return False
-        ours, theirs = flatten(self.config.to_dict()), flatten(saved.state["config"])
+        ours, theirs = flatten(self._settings()), flatten(saved.state["config"])
         changed = [k for k in ours if ours[k] != theirs.get(k)]
         if changed:
             diff = ", ".join(f"{k} {theirs.get(k)} -> {ours[k]}" for k in changed)
@@ -376,7 +407,7 @@ class Trainer:
         for name, value in tensors["model"].items():
             own[name].copy_(value)
         with torch.no_grad():
-            for i, parameter in enumerate(self.ema.module):
+            for i, parameter in enumerate(self.averages):
                 parameter.copy_(tensors["ema"][str(i)])
         best = tensors["best"]
         self.best_weights = [best[str(i)].to(device) for i in range(len(best))]
@@ -386,8 +417,9 @@ class Trainer:
         self.carry = Carry.from_tensors(carry)
         state, rank = saved.state, self.accelerator.process_index
         if len(state["sums"]) == self.accelerator.num_processes:
-            torch.set_rng_state(tensors["rng"]["torch"][rank].cpu())
-            self.sums = dict(zip(MEANS, state["sums"][rank], strict=True))
+            # A copy, since torch crashes on a state that is not aligned in memory.
+            torch.set_rng_state(tensors["rng"]["torch"][rank].clone())
+            self.sums = dict(zip(SUMS, state["sums"][rank], strict=True))
             self.num_sums = state["num_sums"]
         self.step, self.seconds, self.best = saved.step, state["seconds"], state["best"]
         return True

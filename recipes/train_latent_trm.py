@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, parse_flag_from_env
 from transformers.utils import logging as transformers_logging
 
 from latent_reason.checkpoint import RunLock
@@ -115,17 +115,20 @@ class RunConfig(JsonConfig):
 def preset(
     task: str = "permutations",
     *,
+    writer: Literal["head", "soft"] = "head",
     hidden_size: int = 96,
-    max_steps: int = 3000,
+    max_steps: int = 2400,
     halt_max_steps: int = 16,
-    curriculum: tuple[float, float] | None = (0.13, 0.6),
+    curriculum: tuple[float, float] | None = (0.15, 0.65),
     **changes: Any,
 ) -> RunConfig:
     """Return the recipe that the presets share: one block evaluation per update, curriculum."""
     reasoner = ReasonerConfig(hidden_size=hidden_size, L_cycles=1, H_cycles=1)
-    model = LatentReasonerConfig(reasoner=reasoner, num_slots=0, read_layers=("embedding", "last"))
+    model = LatentReasonerConfig(
+        reasoner=reasoner, writer=writer, num_slots=0, read_layers=("embedding", "last")
+    )
     halt = HaltConfig(
-        halt_max_steps=halt_max_steps, halt_exploration_prob=0.3, curriculum=curriculum
+        halt_max_steps=halt_max_steps, halt_exploration_prob=0.5, curriculum=curriculum
     )
     train = TrainConfig(max_steps=max_steps, learning_rate=1e-3, halt=halt)
     run = RunConfig(task=task, model=model, train=train)
@@ -147,10 +150,25 @@ def smoke() -> RunConfig:
     return dataclasses.replace(run, train=often)
 
 
+def hub() -> RunConfig:
+    """Return a recipe for a 0.5-1B model from the Hub on one GPU; not run yet."""
+    run = preset(hidden_size=256, base="Qwen/Qwen3-0.6B")
+    return dataclasses.replace(run, train=dataclasses.replace(run.train, batch_size=256))
+
+
 PRESETS: dict[str, tuple[str, RunConfig]] = {
     "default": ("S5 tracking: minutes on two CPU cores", preset()),
+    "soft": (
+        "as default, but the base generates the answer from soft tokens",
+        preset(writer="soft"),
+    ),
+    "qwen3-0.6b": ("as default on a Hub model; for one GPU, not run yet", hub()),
     "smoke": ("everything once in under a minute; learns nothing", smoke()),
-} | {task.replace("_", "-"): (TASKS[task].description, preset(task)) for task in TASKS}
+} | {
+    name.replace("_", "-"): (task.description, preset(name))
+    for name, task in TASKS.items()
+    if name != "permutations"
+}
 
 
 def parse(argv: list[str]) -> tuple[str, RunConfig, bool]:
@@ -214,7 +232,8 @@ def load_examples(config: RunConfig) -> dict[str, list[Example]]:
 
 def start_time() -> str:
     """Return the time now, as the main process sees it, for the name of the run folder."""
-    now = broadcast(torch.tensor(int(time.time()), device=PartialState().device))
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    now = broadcast(torch.tensor(int(time.time()), device=state.device))
     return time.strftime("%Y%m%d-%H%M%S", time.localtime(now.item()))
 
 
@@ -324,7 +343,7 @@ def train_reasoner(run: Run, folder: Path, train: TrainConfig) -> tuple[LatentRe
     val = run.evaluator("val")
 
     def evaluate() -> dict[str, float]:
-        limit = train.halt.max_steps_at(trainer.progress)
+        limit = train.halt.halt_max_steps
         counter = val.by_refinement_steps(model, [limit])[limit]
         return {"val/exact_accuracy": counter.exact_accuracy, "val/accuracy": counter.accuracy}
 

@@ -20,7 +20,7 @@ ROWS = (
     {"puzzle_model", "llm", "adapters"},
     {"latent_reasoner", "controls"},
     {"data", "optim", "metrics", "checkpoint", "results"},
-    {"training", "report"},
+    {"training", "evaluation", "report", "runs"},
 )
 ROW_OF = {name: index for index, row in enumerate(ROWS) for name in row}
 MAY_IMPORT = {

@@ -15,14 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latent_reason.config import ReadLayer
 from latent_reason.data.tasks import Example
 from latent_reason.data.text import TextDataset
 from latent_reason.llm import FrozenLLM
 
 
-def cache_key(llm: FrozenLLM, layers: tuple[int | str, ...], dataset: TextDataset) -> str:
+def cache_key(llm: FrozenLLM, layers: tuple[ReadLayer, ...], dataset: TextDataset) -> str:
     """Return a digest of base weights, layers and token ids; equal keys mean equal states."""
-    digest = hashlib.sha256(json.dumps([llm.sha256(), list(layers)]).encode())
+    about = [llm.sha256(), list(layers), list(dataset.input_ids.shape)]
+    digest = hashlib.sha256(json.dumps(about).encode())
     for tensor in (dataset.input_ids, dataset.attention_mask):
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()[:32]
@@ -46,7 +48,7 @@ class StateCache:
         self,
         dataset: TextDataset,
         llm: FrozenLLM,
-        layers: tuple[int | str, ...],
+        layers: tuple[ReadLayer, ...],
         folder: Path,
         batch_size: int = 256,
         progress: Callable[[int, int], None] | None = None,
@@ -82,7 +84,7 @@ class StateCache:
 def write_states(
     dataset: TextDataset,
     llm: FrozenLLM,
-    layers: tuple[int | str, ...],
+    layers: tuple[ReadLayer, ...],
     path: Path,
     batch_size: int,
     progress: Callable[[int, int], None] | None,

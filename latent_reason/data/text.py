@@ -21,7 +21,7 @@ def encode_answer(tokenizer: Tokenizer, answer: str) -> list[int]:
         DataError: if the tokenizer loses characters of the answer.
     """
     ids = tokenizer(" " + answer, add_special_tokens=False)["input_ids"]
-    back = tokenizer.decode(ids, skip_special_tokens=True)
+    back = str(tokenizer.decode(ids, skip_special_tokens=True))
     if back.split() != answer.split():
         raise DataError(
             f"this base's tokenizer writes the answer {answer!r} as {back!r}; "

@@ -1,0 +1,119 @@
+"""Reader and writers: padding, positions and the number of slots; lengths of soft tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from latent_reason.adapters import Reader, Writer, nearest_token_logits, soft_tokens
+from latent_reason.config import LatentReasonerConfig, ReasonerConfig
+
+NUM_FEATURES = 12
+READERS = ("perceiver", "concat")
+MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+
+
+def make_reader(kind, num_slots=3, **changes):
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 16, "num_heads": 2} | changes
+    config = LatentReasonerConfig(
+        reasoner=ReasonerConfig(**sizes), reader=kind, num_slots=num_slots
+    )
+    return Reader(config, NUM_FEATURES)
+
+
+def read_slots(reader, states, mask):
+    x, _ = reader(states, mask)
+    return x[:, -reader.config.num_slots :]
+
+
+@pytest.mark.parametrize(("kind", "positions"), [("perceiver", 3), ("concat", 8)])
+def test_shape_of_x(kind, positions):
+    reader = make_reader(kind)
+    x, where = reader(torch.randn(2, 5, NUM_FEATURES), MASK)
+    assert x.shape == (2, positions, 16)
+    assert reader.num_positions(5) == positions
+    cos, _ = where.rotary
+    assert cos.shape[-2] == positions
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_slots_follow_the_last_real_token(kind):
+    _, where = make_reader(kind)(torch.randn(2, 5, NUM_FEATURES), MASK)
+    cos, sin = (table[:, 0, -3:, 0] for table in where.rotary)  # turns by one per position
+    angles = torch.tensor([[5.0, 6.0, 7.0], [2.0, 3.0, 4.0]])
+    torch.testing.assert_close(cos, angles.cos())
+    torch.testing.assert_close(sin, angles.sin())
+
+
+def test_concat_hides_padding_from_the_recursion_and_nothing_else():
+    _, where = make_reader("concat")(torch.randn(2, 5, NUM_FEATURES), MASK)
+    hidden = where.bias[:, 0, 0] < -1e8
+    assert hidden.tolist() == [[False] * 8, [False] * 2 + [True] * 3 + [False] * 3]
+
+
+def test_perceiver_slots_do_not_depend_on_padding():
+    reader = make_reader("perceiver")
+    states = torch.randn(2, 5, NUM_FEATURES)
+    slots = read_slots(reader, states, MASK)
+    other = states.clone()
+    other[1, 2:] = 100.0
+    assert torch.equal(read_slots(reader, other, MASK), slots)
+    other[1, 1] = 100.0
+    assert not torch.allclose(read_slots(reader, other, MASK)[1], slots[1])
+    left = torch.stack((states[0], states[1].roll(3, dims=0)))
+    left_mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 0, 1, 1]])
+    torch.testing.assert_close(read_slots(reader, left, left_mask), slots)
+
+
+def test_perceiver_slots_differ_by_position_alone():
+    states = torch.randn(1, 5, NUM_FEATURES)
+    slots = read_slots(make_reader("perceiver"), states, MASK[:1])
+    assert not torch.allclose(slots[:, 0], slots[:, 1])
+    same = read_slots(make_reader("perceiver", positions="none"), states, MASK[:1])
+    torch.testing.assert_close(same[:, 0], same[:, 1])
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_more_slots_than_trained_leave_the_first_ones_as_they_were(kind):
+    few, many = make_reader(kind), make_reader(kind, num_slots=6)
+    many.load_state_dict(few.state_dict())
+    states = torch.randn(2, 5, NUM_FEATURES)
+    torch.testing.assert_close(
+        read_slots(many, states, MASK)[:, :3], read_slots(few, states, MASK)
+    )
+
+
+def test_writer_is_linear_into_the_width_of_the_base():
+    writer = Writer(16, 24, learns_end=True)
+    slots = torch.randn(2, 3, 16)
+    assert writer(slots).shape == (2, 3, 24)
+    torch.testing.assert_close(writer(2 * slots), 2 * writer(slots))
+
+
+def test_soft_tokens_have_the_norm_asked_for_and_keep_their_direction():
+    vectors = torch.randn(2, 3, 24) * torch.logspace(-3, 3, 3)[:, None]
+    rows = soft_tokens(vectors, 1.7)
+    torch.testing.assert_close(rows.norm(dim=-1), torch.full((2, 3), 1.7))
+    cosine = torch.cosine_similarity(rows, vectors, dim=-1)
+    torch.testing.assert_close(cosine, torch.ones(2, 3))
+    assert soft_tokens(vectors.bfloat16(), 1.7).dtype == torch.float32
+
+
+def test_nearest_token_logits_are_scaled_cosines():
+    table = torch.randn(10, 24)
+    rows = torch.tensor([[4, 9, 0]])
+    logits = nearest_token_logits(3.0 * table[rows], table)
+    assert logits.shape == (1, 3, 10)
+    assert torch.equal(logits.argmax(dim=-1), rows)
+    torch.testing.assert_close(logits.amax(dim=-1), torch.full((1, 3), 20.0))
+    assert logits.min() >= -20.0
+
+
+def test_mlp_mixer_needs_a_fixed_number_of_positions():
+    mlp = ReasonerConfig(hidden_size=16, num_heads=2, mixer="mlp")
+    config = LatentReasonerConfig(reasoner=mlp, reader="perceiver")
+    with pytest.raises(ValueError, match=r"^reasoner.mixer: got 'mlp'"):
+        dataclasses.replace(config, reader="concat")

@@ -1,0 +1,180 @@
+"""Tiny trainings for the tests of training, evaluation, recipes: seconds on one core, in fp32."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, debug_launcher
+from accelerate.state import AcceleratorState, GradientState
+from torch import Tensor
+
+from latent_reason.checkpoint import Checkpoint, latest_checkpoint
+from latent_reason.config import (
+    HaltConfig,
+    LatentReasonerConfig,
+    ReasonerConfig,
+    TrainConfig,
+)
+from latent_reason.data import Example
+from latent_reason.data.text import TextDataset
+from latent_reason.evaluation import Evaluator
+from latent_reason.latent_reasoner import LatentReasoner
+from latent_reason.llm import FrozenLLM
+from latent_reason.training import Trainer
+
+NUM_SLOTS = 6
+REASONER = ReasonerConfig(hidden_size=16, num_heads=2, L_layers=1, L_cycles=1, H_cycles=1)
+MODEL = LatentReasonerConfig(reasoner=REASONER, num_slots=NUM_SLOTS, read_layers=("embedding", 1))
+TRAIN = TrainConfig(
+    max_steps=24,
+    batch_size=4,
+    learning_rate=1e-2,
+    warmup_steps=4,
+    precision="fp32",
+    log_every=4,
+    eval_every=8,
+    save_every=8,
+    halt=HaltConfig(halt_max_steps=4, halt_exploration_prob=0.5, curriculum=(0.1, 0.6)),
+)
+
+
+def make_examples(num: int, start: int = 0) -> list[Example]:
+    """Two digits to their sum and the last digit of their product: 4 to 6 slots."""
+    pairs = [divmod(7 * n % 100, 10) for n in range(start, start + num)]
+    return [Example(f"add {a} {b}", f"{a + b} {a * b % 10}") for a, b in pairs]
+
+
+def make_data(llm: FrozenLLM, num: int, start: int = 0) -> TextDataset:
+    return TextDataset.build(make_examples(num, start), llm.tokenizer, NUM_SLOTS)
+
+
+def make_trainer(
+    llm: FrozenLLM,
+    folder: Path,
+    data: Any = None,
+    train: TrainConfig = TRAIN,
+    model_config: LatentReasonerConfig = MODEL,
+    **changes: Any,
+) -> Trainer:
+    """Return a trainer of a tiny reasoner whose initial weights depend on the seed alone.
+
+    Its halting head says stop from the start, so that the minimum of exploration, other for each
+    slot, decides who halts.
+    """
+    torch.manual_seed(train.seed)
+    accelerator = Accelerator(mixed_precision="no")
+    model = LatentReasoner(llm, model_config)
+    torch.nn.init.constant_(model.core.q_head.bias, 5.0)
+    config = replace(train, **changes)
+    val = Evaluator(make_data(llm, 5, start=50), accelerator)
+
+    def evaluate() -> dict[str, float]:
+        counter = val.by_refinement_steps(model, [2])[2]
+        return {"val/exact_accuracy": counter.exact_accuracy, "val/accuracy": counter.accuracy}
+
+    data = make_data(llm, 22) if data is None else data
+    return Trainer(accelerator, model, data, config, folder, evaluate, report=lambda line: None)
+
+
+class Probe:
+    """A dataset that calls `before(number, rows)` before it gives the batch of step `number`."""
+
+    def __init__(self, data: TextDataset, before: Callable[[int, Tensor], None]) -> None:
+        self.data, self.before = data, before
+        self.num_batches = 0
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.data.num_tokens
+
+    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+        self.num_batches += 1
+        self.before(self.num_batches, rows)
+        return self.data.batch(rows)
+
+
+def reset_accelerate() -> None:
+    """Forget the processes that this one, or the one that it was forked from, had formed."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def forked(action: Callable[[], object], output: Path | None = None) -> int:
+    """Run `action` in a child process, without the seconds that imports take.
+
+    Returns:
+        0, the exit code, 1 after an exception, or minus the signal that ended it.
+    """
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            file = os.open(output or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            for stream in (1, 2):
+                os.dup2(file, stream)
+            sys.stdout = os.fdopen(1, "w", closefd=False)
+            sys.stderr = os.fdopen(2, "w", closefd=False)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+                signal.signal(number, default)
+            reset_accelerate()
+            action()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        raise
+
+
+def on_two_processes(action: Callable[..., None], *args: Any) -> None:
+    """Run `action(*args)` in two processes joined by gloo; an error in one is raised here."""
+    debug_launcher(_fresh, args=(action, *args), num_processes=2)
+
+
+def _fresh(action: Callable[..., None], *args: Any) -> None:
+    reset_accelerate()
+    action(*args)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def last_checkpoint(folder: Path) -> Checkpoint:
+    checkpoint = latest_checkpoint(folder / "checkpoints")
+    assert checkpoint is not None
+    return checkpoint
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    """Compare metrics, weights, averages, optimizer, carry and best weights bit by bit."""
+    assert (folder / "metrics.jsonl").read_bytes() == (expected / "metrics.jsonl").read_bytes()
+    ours, theirs = last_checkpoint(folder), last_checkpoint(expected)
+    assert ours.step == theirs.step
+    assert ours.state | {"seconds": 0} == theirs.state | {"seconds": 0}
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    for group, named in theirs.tensors.items():
+        assert ours.tensors[group].keys() == named.keys()
+        for name, tensor in named.items():
+            assert torch.equal(ours.tensors[group][name], tensor), f"{group}/{name}"
