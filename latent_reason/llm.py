@@ -257,16 +257,19 @@ class FrozenLLM(nn.Module):
         Returns:
             Hidden states (B, Q, E) before `lm_head`; the cache grows by Q.
         """
+        return self.model.base_model(**self._after(prompt, embeds, cache)).last_hidden_state
+
+    def _after(self, prompt: PromptStates, embeds: Tensor, cache: DynamicCache) -> dict[str, Any]:
+        """Return the arguments of a pass over embeddings that follow the prompts in `cache`."""
         ones = prompt.attention_mask.new_ones(embeds.shape[:2])
         mask = torch.cat((prompt.cache_mask, ones), dim=1)
-        output = self.model.base_model(
-            inputs_embeds=embeds.to(self.embedding.dtype),
-            attention_mask=mask,
-            position_ids=position_ids(mask)[:, -embeds.shape[1] :],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return output.last_hidden_state
+        return {
+            "inputs_embeds": embeds.to(self.embedding.dtype),
+            "attention_mask": mask,
+            "position_ids": position_ids(mask)[:, -embeds.shape[1] :],
+            "past_key_values": cache,
+            "use_cache": True,
+        }
 
     def embed_text(self, text: str, num: int) -> tuple[Tensor, Tensor]:
         """Return the token ids (d,) of a text and their embeddings repeated to (num, d, E).
@@ -292,15 +295,16 @@ class FrozenLLM(nn.Module):
             labels: (B, K) answer tokens, -100 where there is none.
 
         Returns:
-            Logits (B, K, V) fp32: row k predicts answer token k from all tokens before it.
+            Logits (B, K, V) fp32 with whatever scale the base gives them: row k predicts answer
+            token k from all tokens before it.
         """
         answer = labels.masked_fill(labels == IGNORE_INDEX, self.eos_token_id)
         _, before = self.embed_text(delimiter, len(labels))
         if rows is not None:
             before = torch.cat((rows.to(before.dtype), before), dim=1)
         embeds = torch.cat((before, self.embed(answer[:, :-1])), dim=1)
-        hidden = self.run_after(prompt, embeds, self.fill_cache(prompt))
-        return self.lm_head(hidden[:, before.shape[1] - 1 :]).float()
+        arguments = self._after(prompt, embeds, self.fill_cache(prompt))
+        return self.model(**arguments, logits_to_keep=labels.shape[1]).logits.float()
 
     @torch.no_grad()
     def generate_after(

@@ -44,7 +44,13 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
-    tokens = ["<|end|>", *string.digits, *string.ascii_lowercase, *"A :,", *"BCDEFGHIJKLMNOPQRSTUVWX"]
+    tokens = [
+        "<|end|>",
+        *string.digits,
+        *string.ascii_lowercase,
+        *"A :,",
+        *"BCDEFGHIJKLMNOPQRSTUVWX",
+    ]
     model = models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=[])
     tokenizer = Tokenizer(model)
     tokenizer.decoder = decoders.Fuse()
@@ -78,6 +84,7 @@ def make_llm() -> Callable[..., FrozenLLM]:
         ),
         "mistral": (transformers.MistralConfig, sizes),
         "gemma3": (transformers.Gemma3TextConfig, sizes),
+        "granite": (transformers.GraniteConfig, sizes),
     }
 
     def make(kind: str = "llama", seed: int = 0, name: str = "tiny", **config: Any) -> FrozenLLM:

@@ -81,9 +81,7 @@ def test_more_slots_than_trained_leave_the_first_ones_as_they_were(kind):
     few, many = make_reader(kind), make_reader(kind, num_slots=6)
     many.load_state_dict(few.state_dict())
     states = torch.randn(2, 5, NUM_FEATURES)
-    torch.testing.assert_close(
-        read_slots(many, states, MASK)[:, :3], read_slots(few, states, MASK)
-    )
+    torch.testing.assert_close(read_slots(many, states, MASK)[:, :3], read_slots(few, states, MASK))
 
 
 def test_writer_is_linear_into_the_width_of_the_base():

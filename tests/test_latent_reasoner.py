@@ -14,6 +14,7 @@ from latent_reason.config import LatentReasonerConfig, ReasonerConfig
 from latent_reason.errors import CheckpointError, ConfigError
 from latent_reason.latent_reasoner import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LatentReasoner
 from latent_reason.llm import FrozenLLM
+from latent_reason.losses import answer_loss
 
 WRITERS = ("head", "soft")
 READERS = ("perceiver", "concat")
@@ -85,9 +86,8 @@ def test_training_and_generation_leave_the_base_bit_identical_and_causal(llm, wr
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("writer", WRITERS)
-@pytest.mark.parametrize("residual_init", ["zero", "normal"])
-def test_every_parameter_trains(llm, writer, reader, residual_init):
-    model = make_model(llm, writer, reader, residual_init=residual_init)
+def test_every_parameter_trains(llm, writer, reader):
+    model = make_model(llm, writer, reader, residual_init="zero")
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trainable == {f"core.{name}" for name, _ in model.core.named_parameters()}
     for num_steps in (0, 1):
@@ -117,8 +117,8 @@ def test_initial_states_are_buffers(make_llm):
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_training_lowers_the_loss(make_llm, writer):
-    losses = train(make_model(make_llm(), writer), 25)
-    assert losses[-1] < 0.5 * losses[0]
+    losses = train(make_model(make_llm(), writer), 15)
+    assert losses[-1] < 0.6 * losses[0]
 
 
 def test_a_bf16_base_trains_an_fp32_adapter(make_llm):
@@ -128,7 +128,7 @@ def test_a_bf16_base_trains_an_fp32_adapter(make_llm):
     losses = train(model, 3)
     assert losses[-1] < losses[0]
     assert all(p.dtype == torch.float32 for p in model.core.parameters())
-    assert model.generate(**llm.encode(PROMPTS)).shape[0] == 3
+    assert model.generate(**llm.encode(PROMPTS), refinement_steps=1).shape[0] == 3
 
 
 def test_the_adapter_goes_where_the_base_is(make_llm):
@@ -136,6 +136,19 @@ def test_the_adapter_goes_where_the_base_is(make_llm):
     llm.model.to("meta")
     model = make_model(llm)
     assert {t.device.type for t in model.core.state_dict().values()} == {"meta"}
+
+
+def test_soft_adds_the_bases_loss_once_at_the_last_step(llm):
+    model = make_model(llm, "soft")
+    batch = llm.encode(PROMPTS)
+    output = model(**batch, labels=LABELS, refinement_steps=3)
+    without = model(**batch, labels=LABELS, refinement_steps=3, through_base=False)
+    prompt = llm.read(**batch, layers=model.config.read_layers)
+    added = answer_loss(model.answer_logits(prompt, output.slots, LABELS), LABELS)
+    torch.testing.assert_close(output.loss, without.loss + added)
+    head = make_model(llm, "head")
+    losses = [head(**batch, labels=LABELS, through_base=value).loss for value in (True, False)]
+    assert torch.equal(*losses)
 
 
 # --- what may depend on what ----------------------------------------------------------------------
@@ -199,9 +212,7 @@ def test_padding_on_either_side_gives_the_same(llm, pad_left, writer, reader):
     left = pad_left(right)
     ours, theirs = (model(**b, labels=LABELS, refinement_steps=2) for b in (right, left))
     for name in ("slots", "logits", "q_halt_logits", "loss"):
-        torch.testing.assert_close(
-            getattr(ours, name), getattr(theirs, name), atol=2e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), atol=2e-5, rtol=1e-5)
     tokens = model.generate(**right, refinement_steps=2)
     assert torch.equal(model.generate(**left, refinement_steps=2), tokens)
     for i, prompt in enumerate(PROMPTS):
@@ -230,20 +241,33 @@ def test_soft_generation_follows_the_teacher_forced_logits(llm, num):
 def test_head_generation_is_the_read_out_up_to_the_end(llm):
     model = make_model(llm, "head")
     batch = llm.encode(PROMPTS)
-    logits = model(**batch, refinement_steps=2).logits.argmax(dim=-1)
-    end = int(logits[0, 1])
-    llm.tokenizer.eos_token = llm.tokenizer.convert_ids_to_tokens(end)
-    tokens = model.generate(**batch, refinement_steps=2)
+    read_out = model(**batch, refinement_steps=2).logits.argmax(dim=-1)
+    assert torch.equal(model.generate(**batch, refinement_steps=2), read_out)  # no end among them
+    slots = torch.randn(3, NUM_SLOTS, llm.hidden_size)
+    slots[0, 3] = -slots[0, 1]
+    model.core.writer.end_row.data = 100 * slots[0, 1]
+    logits = model.read_out(slots).argmax(dim=-1)
+    assert logits[0, 1] == 0
+    assert logits[0, 3] != 0
+    tokens = model.write(llm.read(**batch), slots)
     assert tokens.shape == (3, NUM_SLOTS)
-    assert tokens[0].tolist()[1:] == [end] * (NUM_SLOTS - 1)
     for row, expected in zip(tokens, logits, strict=True):
-        kept = until_end(expected, end)
-        assert row.tolist() == kept + [end] * (NUM_SLOTS - len(kept))
+        kept = until_end(expected)
+        assert row.tolist() == kept + [0] * (NUM_SLOTS - len(kept))
+
+
+def test_head_reads_slots_by_the_lm_head_and_the_end_by_its_own_row(llm):
+    model = make_model(llm, "head")
+    model.core.writer.end_row.data.normal_()
+    output = model(**llm.encode(PROMPTS))
+    own = llm.model.get_output_embeddings()(output.slots)
+    assert torch.equal(output.logits[..., 1:], own[..., 1:])
+    torch.testing.assert_close(output.logits[..., 0], output.slots @ model.core.writer.end_row)
 
 
 def test_soft_generation_options(make_llm):
     llm = make_llm()
-    model, batch = make_model(llm, "soft"), llm.encode(PROMPTS)
+    model, batch = make_model(llm, "soft"), llm.encode(PROMPTS) | {"refinement_steps": 2}
     assert model.generate(**batch).shape[1] <= NUM_SLOTS
     assert model.generate(**batch, max_new_tokens=2).shape == (3, 2)
     assert model.generate(**batch, num_beams=3, num_return_sequences=2).shape[0] == 6
@@ -342,7 +366,8 @@ def test_the_mask_defaults_to_all_ones(make_llm):
     ids = model.llm.encode(["abc", "xyz"])["input_ids"]
     ones = torch.ones_like(ids)
     assert torch.equal(model(ids).slots, model(ids, ones).slots)
-    assert torch.equal(model.generate(ids), model.generate(ids, ones))
+    tokens = model.generate(ids, ones, refinement_steps=1)
+    assert torch.equal(model.generate(ids, refinement_steps=1), tokens)
     states = model.llm.read(ids, ones, model.config.read_layers).states
     assert torch.equal(model(states=states).slots, model(ids).slots)
 
@@ -391,7 +416,8 @@ def test_an_adapter_comes_back_bit_equal(llm, save_llm, tmp_path):
         loaded = LatentReasoner.from_pretrained(tmp_path / "adapter", base=base)
         assert loaded.config == model.config
         assert_equal_outputs(loaded(**batch, refinement_steps=3), expected)
-        assert torch.equal(loaded.generate(**batch), model.generate(**batch))
+        tokens = model.generate(**batch, refinement_steps=2)
+        assert torch.equal(loaded.generate(**batch, refinement_steps=2), tokens)
         for name, buffer in loaded.llm.model.named_buffers():
             assert torch.equal(buffer, buffers[name]), name
     assert loaded.llm is llm

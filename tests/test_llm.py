@@ -138,12 +138,14 @@ def test_encode_pads_on_the_right_and_decode_undoes_it(make_llm):
 
 # --- after the prompt -----------------------------------------------------------------------------
 
-# The windows are shorter than the prompts. Gemma scales embeddings within its embedding layer.
+# The windows are shorter than the prompts. Gemma scales embeddings within its embedding layer,
+# Granite scales them after it, and its logits too.
 CONTINUED = [
     ("llama", {}),
     ("qwen3", {}),
     ("gpt2", {}),
     ("mistral", {"sliding_window": 4}),
+    ("granite", {"embedding_multiplier": 3.0, "logits_scaling": 4.0}),
     ("gemma3", {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}),
 ]
 
@@ -286,7 +288,9 @@ def test_load_gives_the_saved_base(llm, save_llm, tmp_path):
     assert not loaded.is_quantized
     ours, theirs = llm.encode(PROMPTS), loaded.encode(PROMPTS)
     assert torch.equal(ours["input_ids"], theirs["input_ids"])
-    assert torch.equal(llm.read(**ours, layers=LAYERS).states, loaded.read(**theirs, layers=LAYERS).states)
+    assert torch.equal(
+        llm.read(**ours, layers=LAYERS).states, loaded.read(**theirs, layers=LAYERS).states
+    )
 
 
 def assert_not_loaded(folder):
