@@ -482,7 +482,7 @@ def test_a_tiny_reasoner_memorises_eight_examples(base: FrozenLLM, tmp_path: Pat
     lines = [line for line in read_lines(tmp_path / "metrics.jsonl") if "train/loss" in line]
     assert lines[0]["train/exact_accuracy"] < 0.5
     assert lines[-1]["train/exact_accuracy"] > 0.9
-    assert lines[-1]["train/accuracy"] > lines[-1]["train/exact_accuracy"]
+    assert lines[-1]["train/accuracy"] >= lines[-1]["train/exact_accuracy"]
     assert lines[-1]["train/loss"] < 0.1 * lines[0]["train/loss"]
     assert lines[-1]["train/refinement_steps"] < 1.5, "the halting head has not learned to stop"
     assert not any(map(torch.equal, start, trainer.trainable))
