@@ -22,7 +22,13 @@ from typing import Any
 
 import torch
 
-RECIPE = runpy.run_path(str(Path(__file__).parents[1] / "recipes" / "train_latent_trm.py"))
+from latent_reason.comparison import evaluate_reasoner
+from latent_reason.experiment import Run
+from latent_reason.latent_reasoner import LatentReasoner
+from latent_reason.training import Trainer
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "train_latent_trm.py"
+PRESETS = runpy.run_path(str(RECIPE))["PRESETS"]
 
 
 class Clock:
@@ -47,14 +53,14 @@ class Clock:
 def main() -> None:
     """Train a few steps of a preset and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="default", choices=RECIPE["PRESETS"])
+    parser.add_argument("--preset", default="default", choices=PRESETS)
     parser.add_argument("--num-steps", type=int, default=100)
     options = parser.parse_args()
-    config = RECIPE["PRESETS"][options.preset][1]
+    config = PRESETS[options.preset][1]
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         config = dataclasses.replace(config, output_dir=Path(folder) / "run")
-        run = RECIPE["Run"](options.preset, config, False)
+        run = Run(options.preset, config, False)
         clock.wrap(run, "prepare", "base")
         run.folder.mkdir(parents=True)
         run.prepare()
@@ -62,11 +68,9 @@ def main() -> None:
 
         train = config.train
         steps = dataclasses.replace(train, max_steps=options.num_steps, eval_every=10**9)
-        model = RECIPE["LatentReasoner"](
-            run.llm, dataclasses.replace(config.model, num_slots=run.num_slots)
-        )
+        model = LatentReasoner(run.llm, dataclasses.replace(config.model, num_slots=run.num_slots))
         nothing = {"val/exact_accuracy": 0.0, "val/accuracy": 0.0}
-        trainer = RECIPE["Trainer"](
+        trainer = Trainer(
             run.accelerator, model, run.data["train"], steps, run.folder, lambda: nothing, str
         )
         clock.wrap(run.data["train"], "batch", "data")
@@ -85,7 +89,7 @@ def main() -> None:
         run.evaluator("val").by_refinement_steps(model, [train.halt.halt_max_steps])
         val_s = (time.perf_counter() - start) * train.max_steps / train.eval_every
         start = time.perf_counter()
-        RECIPE["evaluate_reasoner"](run, model, {})
+        evaluate_reasoner(run, model, trainer)
         test_s = time.perf_counter() - start
 
     rows = {"base, all prompts once": base_s}

@@ -87,7 +87,7 @@ class FrozenLLM(nn.Module):
                 f"base {name}: some layers do not keep keys and values of their own (linear "
                 "attention, state space); choose a base with plain attention in every layer"
             )
-        self.model = model.requires_grad_(False).eval()
+        self.model: Any = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.name = name
         self.num_prompts = 0

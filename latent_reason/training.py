@@ -35,7 +35,10 @@ SUMS = ("train/loss", "train/exact_accuracy", "train/refinement_steps", "right",
 class Data(Protocol):
     """What the loop needs of a dataset."""
 
-    num_tokens: int
+    @property
+    def num_tokens(self) -> int:
+        """T, tokens of the longest prompt."""
+        ...
 
     def __len__(self) -> int:
         """Return the number of examples."""

@@ -43,7 +43,13 @@ def test_trains_in_bf16_on_the_device(make_llm, tmp_path, writer):
     losses = []
     values = {"val/exact_accuracy": 0.0, "val/accuracy": 0.0}
     trainer = Trainer(
-        Accelerator(), model, data, train, tmp_path, lambda: values, lambda line: losses.append(line)
+        Accelerator(),
+        model,
+        data,
+        train,
+        tmp_path,
+        lambda: values,
+        lambda line: losses.append(line),
     )
     assert trainer.accelerator.device.type == "cuda"
     trainer.run()

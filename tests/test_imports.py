@@ -21,6 +21,8 @@ ROWS = (
     {"latent_reasoner", "controls"},
     {"data", "optim", "metrics", "checkpoint", "results"},
     {"training", "evaluation", "report", "runs"},
+    {"experiment"},
+    {"comparison"},
 )
 ROW_OF = {name: index for index, row in enumerate(ROWS) for name in row}
 MAY_IMPORT = {

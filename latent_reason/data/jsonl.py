@@ -31,7 +31,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _kind(value: object) -> str:
-    return "null" if value is None else _JSON_NAMES.get(type(value), "a string")
+    return "null" if value is None else _JSON_NAMES.get(type(value), "a string")  # pyrefly: ignore
 
 
 def _to_example(row: dict[str, Any]) -> Example:

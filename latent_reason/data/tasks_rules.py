@@ -90,12 +90,13 @@ def sample_permutations(rng: Random, longer: bool) -> Sample:
     of the group S5, which no circuit of fixed depth is believed to solve for all lengths.
     """
     num_moves = rng.choice(PERMUTATIONS_LONGER) if longer else PERMUTATIONS_LENGTH
-    moves = [rng.choice("123456") for _ in range(num_moves)]
-    places, place = [], 1
+    moves: list[str] = [rng.choice("123456") for _ in range(num_moves)]
+    places: list[int] = []
+    place = 1
     for move in reversed(moves):
         place = int(PERMUTATION_MOVES[move][place - 1])
         places.append(place)
-    return _join(moves), _join(reversed(places))
+    return _join(moves), _join(places[::-1])
 
 
 def verify_permutations(data: str, answer: list[str]) -> bool:

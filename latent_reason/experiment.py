@@ -1,0 +1,207 @@
+"""One run of a recipe: what defines it, its base, its data and its folder.
+
+`comparison.py` trains and evaluates in it; the recipes hold presets and the command line.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.utils import broadcast, parse_flag_from_env
+
+from latent_reason.config import JsonConfig, LatentReasonerConfig, TrainConfig, check
+from latent_reason.data.features import StateCache
+from latent_reason.data.jsonl import find_leaks, read_jsonl
+from latent_reason.data.tasks import Example, find_task
+from latent_reason.data.text import TextDataset
+from latent_reason.errors import ConfigError, DataError
+from latent_reason.evaluation import Evaluator
+from latent_reason.llm import FrozenLLM, embedded_base
+from latent_reason.metrics import AccuracyCounter
+from latent_reason.runs import check_world, environment, write_json
+from latent_reason.training import local_batch_size, use_bf16
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(JsonConfig):
+    """Everything that defines a run; a preset is one of these."""
+
+    base: str = "embedded"
+    """Hub name or local folder of a causal LM; "embedded" is the small one in this package."""
+    task: str = "permutations"
+    """Generated text task; see `python -m latent_reason.data list`."""
+    train_data: Path | None = None
+    """Your own JSONL with `prompt` and `answer` in place of the task."""
+    test_data: Path | None = None
+    """Held-out JSONL; needed with train_data."""
+    num_train: int = 20_000
+    """Generated training examples."""
+    num_val: int = 256
+    """Examples for evaluation during training (the last ones of train_data, if given)."""
+    num_test: int = 1000
+    """Test examples."""
+    model: LatentReasonerConfig = field(default_factory=LatentReasonerConfig)
+    """Reader, reasoner, writer; num_slots 0 takes what the longest answer needs."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """How to train."""
+    refinement_steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    """Refinement steps to evaluate at; more than trained are worth a look."""
+    controls: bool = False
+    """Also train the same network in one pass, LoRA and pause slots for as long."""
+    output_dir: Path | None = None
+    """Run folder; runs/PRESET-TIME if not given."""
+    log_with: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Tracker besides metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        for name, cls in (("model", LatentReasonerConfig), ("train", TrainConfig)):
+            if isinstance(getattr(self, name), dict):
+                object.__setattr__(self, name, cls.from_dict(getattr(self, name)))
+        for name in ("train_data", "test_data", "output_dir"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, Path(getattr(self, name)))
+        object.__setattr__(self, "refinement_steps", tuple(self.refinement_steps))
+        for name in ("num_train", "num_val", "num_test"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        steps = self.refinement_steps
+        check(bool(steps) and min(steps) >= 1, "refinement_steps", steps, "numbers from 1 up")
+        if (self.train_data is None) != (self.test_data is None):
+            raise ConfigError("train_data and test_data: got one, expected both or none")
+
+
+def load_examples(config: RunConfig) -> dict[str, list[Example]]:
+    """Return train, val and test examples, and the task's harder splits.
+
+    Raises:
+        DataError: on malformed files, or prompts that stand in two splits.
+    """
+    if config.train_data is None or config.test_data is None:
+        task = find_task(config.task)
+        sizes = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
+        sizes |= {"wording": config.num_test}
+        return {split: task.generate(split, num, config.train.seed) for split, num in sizes.items()}
+    rows, test = read_jsonl(config.train_data), read_jsonl(config.test_data)
+    if len(rows) <= config.num_val:
+        raise DataError(
+            f"{config.train_data}: {len(rows)} rows, of which the last {config.num_val} are for "
+            "validation; add rows or lower num_val"
+        )
+    leaks = find_leaks(rows, test)
+    if leaks:
+        raise DataError(
+            f"{config.test_data}:{leaks[0][1] + 1}: this prompt is line {leaks[0][0] + 1} of "
+            f"{config.train_data} too ({len(leaks)} such rows); remove it from one of them"
+        )
+    return {"train": rows[: -config.num_val], "val": rows[-config.num_val :], "test": test}
+
+
+def start_time() -> str:
+    """Return the time now, as the main process sees it, for the name of the run folder."""
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    now = broadcast(torch.tensor(int(time.time()), device=state.device))
+    return time.strftime("%Y%m%d-%H%M%S", time.localtime(now.item()))
+
+
+class Run:
+    """One run: base, data, run folder and the rows of its table.
+
+    Raises:
+        UserError: on a bad base, data or folder, before anything is written.
+    """
+
+    def __init__(self, name: str, config: RunConfig, resume: bool) -> None:
+        self.name, self.config, self.resume = name, config, resume
+        self.started = time.perf_counter()
+        tracker = None if config.log_with == "none" else config.log_with
+        if tracker is not None and find_spec(tracker) is None:
+            raise ConfigError(f"log_with: {tracker} is not installed; run pip install {tracker}")
+        self.folder = config.output_dir or Path("runs") / f"{name}-{start_time()}"
+        self.accelerator = Accelerator(
+            mixed_precision="no",  # the training loop itself decides on bf16
+            log_with=tracker,
+            project_dir=str(self.folder),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+        check_world(self.accelerator)
+        local_batch_size(config.train, self.accelerator.num_processes)
+        self.llm = FrozenLLM.load(embedded_base() if config.base == "embedded" else config.base)
+        self.llm.num_features(config.model.read_layers)
+        self.examples = load_examples(config)
+        wanted = config.model.num_slots or None
+        files = {"train": config.train_data, "val": config.train_data, "test": config.test_data}
+        train = self.dataset("train", wanted, files)
+        self.num_slots = train.labels.shape[1]
+        self.datasets = {"train": train}
+        for split in [*self.examples][1:]:
+            self.datasets[split] = self.dataset(split, self.num_slots, files)
+        self.task = config.train_data.stem if config.train_data else config.task
+        self.rows: list[dict[str, Any]] = []
+
+    def dataset(
+        self, split: str, num_slots: int | None, files: dict[str, Path | None]
+    ) -> TextDataset:
+        """Tokenise a split; errors name the file it came from."""
+        source = str(files.get(split) or f"{self.config.task}/{split}")
+        rows = self.examples[split]
+        if split != "val" or self.config.train_data is None:
+            return TextDataset.build(rows, self.llm.tokenizer, num_slots, source)
+        # The last lines of train_data; errors must tell the line in the file.
+        first = len(self.examples["train"])
+        both = [*self.examples["train"], *rows]
+        data = TextDataset.build(both, self.llm.tokenizer, num_slots, source)
+        return TextDataset(rows, **data.batch(torch.arange(first, len(both))))
+
+    def say(self, text: str) -> None:
+        """Print on the main process, at once."""
+        if self.accelerator.is_main_process:
+            print(text, flush=True)  # noqa: T201
+
+    def prepare(self) -> None:
+        """Move the base to the device, make the run folder, read all prompts once."""
+        self.llm.to(self.accelerator.device)
+        if self.accelerator.is_main_process:
+            if not self.resume and (self.folder / "config.json").exists():
+                raise ConfigError(
+                    f"{self.folder}: holds a run already; resume it with --resume {self.folder} "
+                    "or choose another --output-dir"
+                )
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self.resume:
+                write_json(
+                    self.folder / "config.json", {"preset": self.name} | self.config.to_dict()
+                )
+            write_json(self.folder / "environment.json", environment())
+        self.base_digest = self.llm.sha256()
+        with self.accelerator.main_process_first():
+            self.data = {split: self.cached(split) for split in self.datasets}
+        if self.config.log_with != "none":
+            self.accelerator.init_trackers("latent_reason", config={"preset": self.name})
+
+    def cached(self, split: str) -> StateCache:
+        """Let the base read a split once and keep its states on disk."""
+
+        def progress(done: int, total: int) -> None:
+            if done == total or done % 5120 == 0:
+                self.say(f"base reads {split} prompts: {done}/{total}")
+
+        layers = self.config.model.read_layers
+        folder = self.folder / "states"
+        return StateCache(self.datasets[split], self.llm, layers, folder, progress=progress)
+
+    def add(
+        self, system: str, split: str, steps: int | None, counter: AccuracyCounter, **facts: Any
+    ) -> None:
+        """Add a row to the table."""
+        row = {"system": system, "task": self.task, "split": split, "refinement_steps": steps}
+        self.rows.append(row | counter.as_dict() | facts)
+
+    def evaluator(self, split: str) -> Evaluator:
+        """Return an evaluator of a split in the precision of training."""
+        bf16 = use_bf16(self.config.train, self.accelerator.device)
+        return Evaluator(self.data[split], self.accelerator, bf16)
