@@ -1,0 +1,325 @@
+"""The frame around scripts: processes that did not form, one-line errors, the environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import tyro
+from accelerate import Accelerator
+from tiny_runs import on_two_processes, reset_accelerate
+
+from latent_reason import runs
+from latent_reason.errors import CheckpointError, ConfigError, DataError, UserError
+from latent_reason.runs import (
+    check_world,
+    command,
+    environment,
+    peak_memory_gib,
+    read_options,
+    run_script,
+    write_json,
+)
+
+SCRIPT = """
+import sys
+from accelerate import Accelerator
+from latent_reason.runs import check_world, run_script
+
+def main():
+    accelerator = Accelerator()
+    check_world(accelerator)
+    print("formed", accelerator.num_processes)
+
+run_script(main)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_process() -> Iterator[None]:
+    reset_accelerate()
+    yield
+    reset_accelerate()
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> str:
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    return str(path)
+
+
+def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    root = str(Path(__file__).parents[1])
+    variables = {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"} | variables
+    environment = os.environ | variables
+    return subprocess.run(words, capture_output=True, text=True, env=environment, timeout=240)
+
+
+def launcher(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))
+
+
+# Processes that did not form
+
+
+def test_accelerate_launch_that_forms_one_process_is_refused(script: str) -> None:
+    """On CPUs it starts one process without a word, whatever number is asked for."""
+    result = run(launcher("accelerate"), "launch", "--cpu", "--num_processes", "2", script)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert lines == [
+        "error: 2 processes were asked for, 1 formed; on CPUs launch with "
+        "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 SCRIPT"
+    ]
+    assert "formed" not in result.stdout
+    assert "exit status 2" in result.stderr
+
+
+def test_a_world_size_without_a_group_is_refused(script: str) -> None:
+    result = run(sys.executable, script, WORLD_SIZE="2")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: 2 processes were asked for, 1 formed; ")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "cpu", "formed"),
+    [
+        (["accelerate", "launch", "--num_processes", "1"], "false", 1),
+        (["torchrun", "--nproc_per_node", "2", "--master_port", "0"], "true", 2),
+    ],
+)
+def test_launches_that_work(script: str, words: list[str], cpu: str, formed: int) -> None:
+    result = run(launcher(words[0]), *words[1:], script, ACCELERATE_USE_CPU=cpu)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count(f"formed {formed}") == formed
+
+
+@pytest.mark.slow
+def test_torchrun_without_a_group_is_refused(script: str) -> None:
+    words = [launcher("torchrun"), "--nproc_per_node", "2", "--master_port", "0"]
+    result = run(*words, script, ACCELERATE_USE_CPU="false", CUDA_VISIBLE_DEVICES="")
+    assert result.returncode != 0
+    assert "error: 2 processes were asked for, 1 formed; " in result.stderr
+    assert "formed 1" not in result.stdout
+
+
+def launched_by(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    parent = SimpleNamespace(cmdline=lambda: list(words))
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(parent=lambda: parent))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["python", "/bin/accelerate", "launch", "--cpu", "--num_processes", "3", "x.py"],
+        ["python", "/bin/accelerate", "launch", "--num_processes=3", "x.py"],
+        ["python", "-m", "accelerate.commands.launch", "--num-processes", "3", "x.py"],
+    ],
+)
+def test_a_number_asked_of_accelerate_is_found(
+    monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    launched_by(monkeypatch, *words)
+    with pytest.raises(ConfigError, match="3 processes were asked for, 1 formed"):
+        check_world(Accelerator())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["bash"],
+        ["python", "/bin/accelerate", "launch", "--num_processes", "1", "x.py"],
+        ["python", "/bin/accelerate", "launch", "x.py"],
+        ["python", "other_launcher.py", "--num_processes", "3"],
+    ],
+)
+def test_one_process_passes(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    launched_by(monkeypatch, *words)
+    check_world(Accelerator())
+
+
+def check_two(folder: Path) -> None:
+    accelerator = Accelerator()
+    assert accelerator.num_processes == 2
+    check_world(accelerator)
+    (folder / str(accelerator.process_index)).touch()
+
+
+def test_two_processes_pass(tmp_path: Path) -> None:
+    on_two_processes(check_two, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+# Errors and options
+
+
+@pytest.mark.parametrize("kind", [UserError, ConfigError, DataError, CheckpointError])
+def test_what_a_user_can_mend_is_one_line(
+    kind: type[UserError], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> int:
+        raise kind("file.jsonl:3:\n  wrong;\tmend it")
+
+    with pytest.raises(SystemExit) as end:
+        run_script(main)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: file.jsonl:3: wrong; mend it\n"
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (3, 3)])
+def test_the_exit_code_is_the_one_returned(returned: int | None, code: int) -> None:
+    with pytest.raises(SystemExit) as end:
+        run_script(lambda: returned)
+    assert end.value.code == code
+
+
+def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        run_script(main)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
+def test_faults_of_the_program_keep_their_traceback() -> None:
+    def main() -> int:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_script(main)
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: float = 0.5
+    """How fast."""
+
+    def __post_init__(self) -> None:
+        if self.rate > 1:
+            raise ConfigError(f"rate: got {self.rate}, expected at most 1")
+
+
+@dataclass(frozen=True)
+class Options:
+    num_rows: int = 3
+    """Rows to read, """
+    inner: Inner = Inner()
+    """More of it."""
+
+
+def test_options_are_read_on_top_of_the_default() -> None:
+    words = ["--inner.rate", "0.25"]
+    assert read_options(Options(num_rows=7), words, "") == Options(7, Inner(0.25))
+
+
+@pytest.mark.parametrize("color", ["", "1"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num-rosw", "5"], "Unrecognized options: --num-rosw.*Perhaps you meant: --num-rows"),
+        (["--inner.rate", "7"], r"rate: got 7.0, expected at most 1; see --help"),
+        (["--num-rows", "many"], r"--num-rows: invalid literal for int\(\).*'many'"),
+        (["--num-rows"], "Missing value for argument '--num-rows'"),
+        (["extra"], "Unrecognized options: extra; see --help"),
+    ],
+)
+def test_bad_options_are_one_line(
+    words: list[str],
+    message: str,
+    color: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", color)
+    with pytest.raises(ConfigError, match=message) as error:
+        read_options(Options(), words, "")
+    text = str(error.value)
+    assert text.isascii()
+    assert "\n" not in text
+    assert "\x1b" not in text
+    assert "  " not in text
+    assert capfd.readouterr() == ("", "")
+
+
+def test_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        read_options(Options(), ["--help"], "What this is for.")
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert "What this is for." in text
+    assert "How fast." in text
+    assert tyro.__version__
+
+
+# The environment
+
+
+def test_the_environment_is_json_and_names_the_commit() -> None:
+    about = environment()
+    assert json.loads(json.dumps(about, allow_nan=False)) == about
+    assert about["packages"]["torch"]
+    assert about["python"].startswith("3.")
+    assert about["hardware"]
+    assert about["command"] == command()
+    head = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+    )
+    if head.returncode == 0:
+        assert about["commit"].removesuffix("+changes") == head.stdout.strip()[:12]
+
+
+def test_a_package_that_is_not_there_is_null(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "PACKAGES", ("torch", "no-such-package"))
+    assert environment()["packages"]["no-such-package"] is None
+
+
+def no_git(*words: Any, **options: Any) -> Any:
+    raise FileNotFoundError("git")
+
+
+def not_a_repository(*words: Any, **options: Any) -> Any:
+    return SimpleNamespace(returncode=128, stdout="")
+
+
+@pytest.mark.parametrize("git", [no_git, not_a_repository])
+def test_without_a_repository_the_commit_is_unknown(
+    monkeypatch: pytest.MonkeyPatch, git: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr(subprocess, "run", git)
+    assert runs.commit() == "unknown"
+
+
+def test_the_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["recipes/x.py", "--train-data", "my file.jsonl"])
+    assert command() == "python recipes/x.py --train-data 'my file.jsonl'"
+
+
+def test_json_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_json(path, {"folder": Path("a/b"), "values": (1, 2)})
+    assert json.loads(path.read_text()) == {"folder": "a/b", "values": [1, 2]}
+    for bad in ({"x": float("nan")}, {"x": float("inf")}):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            write_json(path, bad)
+    assert json.loads(path.read_text())["values"] == [1, 2]
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_memory_is_measured() -> None:
+    assert 0.01 < peak_memory_gib() < 1000
