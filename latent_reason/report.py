@@ -91,8 +91,8 @@ def plot_depth_sweep(rows: Sequence[Row], path: Path, halt_max_steps: int | None
     """Write a PNG of exact accuracy by refinement steps, one line per system.
 
     Args:
-        rows: Rows of `results.json`; a system with a single row becomes a horizontal line. Only
-            the first 16 systems are drawn.
+        rows: Rows of `results.json`, of which those of the first row's task and split are drawn;
+            a system with a single row becomes a horizontal line. Only the first 16 systems.
         path: The PNG file to write.
         halt_max_steps: Trained number of refinement steps, marked by a vertical line.
     """
@@ -165,7 +165,10 @@ def _plots(
     plots = []
     with matplotlib.rc_context(_style(INK)):
         if any(len(points) > 1 for points in _series(rows).values()):
-            caption = "Exact accuracy by refinement steps; shaded: the 95 % interval."
+            caption = (
+                f"Exact accuracy on {rows[0]['task']}/{rows[0]['split']} by refinement steps; "
+                "shaded: the 95 % interval."
+            )
             if len(_series(rows)) > MAX_SERIES:
                 caption += f" Only the first {MAX_SERIES} systems."
             plots.append((caption, _to_svg(_depth_sweep(rows, halt_max_steps), "depth")))
@@ -204,9 +207,8 @@ def _series(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
     return series
 
 
-def _label(system: str, task: str, split: str, with_task: bool) -> str:
-    text = f"{system}, {task}/{split}" if with_task else system
-    label = plain_text(text).lstrip("_")  # a legend leaves out labels with an underscore
+def _label(system: str) -> str:
+    label = plain_text(system).lstrip("_")  # a legend leaves out labels with an underscore
     return label if len(label) <= MAX_LABEL_LENGTH else label[: MAX_LABEL_LENGTH - 3] + "..."
 
 
@@ -214,11 +216,12 @@ def _depth_sweep(rows: Sequence[Row], halt_max_steps: int | None) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
-    series = dict(itertools.islice(_series(rows).items(), MAX_SERIES))
-    figure = Figure(figsize=(6.4, 3.4 + 0.12 * len(series)))
+    first = (rows[0]["task"], rows[0]["split"])
+    shown = [row for row in rows if (row["task"], row["split"]) == first]
+    series = dict(itertools.islice(_series(shown).items(), MAX_SERIES))
+    figure = Figure(figsize=(7.6, 3.4 + 0.12 * len(series)))
     axes = figure.add_subplot()
     ticks = {halt_max_steps} if halt_max_steps else set()
-    with_task = len({key[1:] for key in series}) > 1
     handles = []
     for index, (key, points) in enumerate(series.items()):
         color, again = COLORS[index % len(COLORS)], index // len(COLORS)
@@ -235,7 +238,7 @@ def _depth_sweep(rows: Sequence[Row], halt_max_steps: int | None) -> Figure:
         else:
             style = ("--", "-.")[again]
             line = [axes.axhline(y, color=color, linestyle=style) for y in _percent(points)][0]
-        handles.append((line, _label(*key, with_task)))
+        handles.append((line, _label(key[0])))
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
     axes.xaxis.set_minor_locator(NullLocator())
@@ -244,7 +247,9 @@ def _depth_sweep(rows: Sequence[Row], halt_max_steps: int | None) -> Figure:
         axes.axvline(halt_max_steps, color="#8a8a8a", linestyle=":")
         top = axes.get_xaxis_transform()
         axes.text(halt_max_steps, 1.01, "trained", ha="center", va="bottom", transform=top)
-    figure.legend(*zip(*handles, strict=True), loc="outside lower center", ncols=2)
+    figure.legend(
+        *zip(*handles, strict=True), loc="outside lower center", ncols=2, fontsize="small"
+    )
     return figure
 
 

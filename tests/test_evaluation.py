@@ -122,9 +122,7 @@ def test_halting_stops_each_example_at_its_own_step(
     trained: LatentReasoner, base: FrozenLLM
 ) -> None:
     data = make_data(base, NUM_ROWS)
-    logits = trained(
-        input_ids=data.input_ids, attention_mask=data.attention_mask
-    ).q_halt_logits
+    logits = trained(input_ids=data.input_ids, attention_mask=data.attention_mask).q_halt_logits
     # Half of the examples stop at the first step.
     with torch.no_grad():
         trained.core.q_head.bias -= logits.sort().values[5:7].mean()

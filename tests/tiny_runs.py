@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,12 @@ def reset_accelerate() -> None:
     GradientState._reset_state()
 
 
-def forked(action: Callable[[], object], output: Path | None = None) -> int:
+def forked(action: Callable[[], object], streams: Sequence[Path | str] = (os.devnull,) * 2) -> int:
     """Run `action` in a child process, without the seconds that imports take.
+
+    Args:
+        action: what to do.
+        streams: files for stdout and stderr.
 
     Returns:
         0, the exit code, 1 after an exception, or minus the signal that ended it.
@@ -121,14 +126,14 @@ def forked(action: Callable[[], object], output: Path | None = None) -> int:
     if pid == 0:
         code = 1
         try:
-            file = os.open(output or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            for stream in (1, 2):
-                os.dup2(file, stream)
+            for number, path in enumerate(streams, start=1):
+                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
             sys.stdout = os.fdopen(1, "w", closefd=False)
             sys.stderr = os.fdopen(2, "w", closefd=False)
             for number in (signal.SIGINT, signal.SIGTERM):
                 default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
                 signal.signal(number, default)
+            logging.root.handlers.clear()
             reset_accelerate()
             action()
             code = 0

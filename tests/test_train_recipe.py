@@ -1,0 +1,518 @@
+"""The main recipe from its command line: a whole run, a killed one, stopped ones, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import forked, make_examples, on_two_processes, read_lines, reset_accelerate
+
+from latent_reason.checkpoint import RunLock
+from latent_reason.data import TASKS, Example, write_jsonl
+from latent_reason.latent_reasoner import LatentReasoner
+from latent_reason.llm import FrozenLLM
+from latent_reason.results import load_results
+from latent_reason.runs import run_script
+from latent_reason.training import Trainer
+from recipes import train_latent_trm as recipe
+
+ROOT = Path(__file__).parents[1]
+SPLITS = {"train": 24, "val": 6, "test": 7, "wording": 7}
+SHRUNK = (
+    "--task sorting --num-train 24 --num-val 6 --num-test 7 --refinement-steps 1 4 "
+    "--model.reasoner.hidden-size 16 --train.max-steps 12 --train.batch-size 4 "
+    "--train.warmup-steps 4 --train.log-every 4 --train.eval-every 6 --train.save-every 6 "
+    "--train.halt.halt-max-steps 3 --train.precision fp32"
+).split()
+
+
+@pytest.fixture(autouse=True)
+def _one_process() -> Iterator[None]:
+    reset_accelerate()
+    yield
+    reset_accelerate()
+
+
+@pytest.fixture
+def base(
+    make_llm: Callable[..., FrozenLLM],
+    save_llm: Callable[[FrozenLLM, Any], str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> str:
+    """The folder of a tiny base with random weights; it is made once."""
+    folder = tmp_path_factory.getbasetemp() / "tiny_base"
+    if not folder.exists():
+        save_llm(make_llm(max_position_embeddings=256), folder)
+    return str(folder)
+
+
+@dataclass
+class Finished:
+    code: int
+    out: str
+    err: str
+
+
+def run_here(
+    folder: Path, words: list[str], prepare: Callable[[], object] = lambda: None
+) -> Finished:
+    """Run the recipe in a forked child in `folder`, after `prepare` in that child."""
+
+    def action() -> None:
+        os.chdir(folder)
+        sys.argv = ["recipes/train_latent_trm.py", *words]
+        prepare()
+        run_script(recipe.main)
+
+    streams = (folder / ".out", folder / ".err")
+    code = forked(action, streams)
+    out, err = (stream.read_text() for stream in streams)
+    for stream in streams:
+        stream.unlink()
+    return Finished(code, out, err)
+
+
+def smoke(base: str, *words: str) -> list[str]:
+    return ["smoke", "--base", base, *SHRUNK, *words]
+
+
+@pytest.fixture
+def whole(base: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
+    """A copy of a run folder that nobody interrupted; the run is made once."""
+    folder = tmp_path_factory.getbasetemp() / "whole_recipe"
+    if not folder.exists():
+        folder.mkdir()
+        done = run_here(folder, smoke(base, "--output-dir", "run"))
+        assert done.code == 0, done.err
+    return shutil.copytree(folder / "run", tmp_path / "whole")
+
+
+def without_times(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "train_seconds"}
+
+
+def assert_same_results(folder: Path, expected: Path) -> None:
+    for name in ("metrics.jsonl", "samples.json", "adapter/adapter.safetensors"):
+        assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
+    ours, theirs = (load_results(path / "results.json") for path in (folder, expected))
+    assert list(map(without_times, ours["rows"])) == list(map(without_times, theirs["rows"]))
+
+
+# A whole run
+
+
+def test_a_run_from_the_command_line(base: str, whole: Path, tmp_path: Path) -> None:
+    words = [sys.executable, str(ROOT / "recipes" / "train_latent_trm.py"), *smoke(base)]
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=variables)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("smoke-20")
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"run folder: runs/{folder.name}"
+    assert f"report: runs/{folder.name}/report.html" in lines
+    assert "latent reasoner" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert_same_results(folder, whole)
+
+
+def test_the_run_folder_is_complete(whole: Path) -> None:
+    names = {path.name for path in whole.iterdir()}
+    files = {"config.json", "environment.json", "metrics.jsonl", "perf.jsonl", "results.json"}
+    assert names == files | {"samples.json", "report.html", "checkpoints", "adapter"}
+    checkpoints = {path.name for path in (whole / "checkpoints").iterdir()}
+    assert {"step-00000006", "step-00000012"} == checkpoints
+    steps = [line["step"] for line in read_lines(whole / "metrics.jsonl")]
+    assert steps == [4, 6, 8, 12, 12]
+    config = json.loads((whole / "config.json").read_text())
+    assert config["preset"] == "smoke"
+    assert config["task"] == "sorting"
+    assert config["train"]["halt"]["halt_max_steps"] == 3
+    assert json.loads((whole / "environment.json").read_text())["packages"]["torch"]
+    assert "<html" in (whole / "report.html").read_text()
+
+
+def test_results_are_valid_and_complete(whole: Path, base: str) -> None:
+    results = load_results(whole / "results.json")
+    assert results["base_unchanged"] is True
+    # Each prompt once for all training and evaluation, the test split once more by the bare base.
+    assert results["base_prompts_read"] == sum(SPLITS.values()) + SPLITS["test"]
+    assert results["base"] == base
+    assert results["halt_max_steps"] == 3
+    assert results["preset"] == "smoke"
+    assert results["wall_seconds"] > 0
+    rows = results["rows"]
+    assert {row["task"] for row in rows} == {"sorting"}
+    own = [row for row in rows if row["system"] == "latent reasoner"]
+    found = [(row["split"], row["refinement_steps"]) for row in own]
+    assert found == [("test", 1), ("test", 3), ("test", 4), ("wording", 3)]
+    others = [row["system"] for row in rows if row["system"] != "latent reasoner"]
+    assert others[0].startswith("latent reasoner, halts itself at ")
+    slots = [f"latent reasoner, {kind} slots" for kind in ("shuffled", "mean", "no")]
+    assert others[1:] == [*slots, "bare base"]
+    assert all(row["n"] == SPLITS[row["split"]] for row in rows)
+    for row in own[:3]:
+        assert row["trainable_parameters"] > 1000
+        assert row["train_steps"] == 12
+
+
+def test_samples_are_the_first_test_examples(whole: Path) -> None:
+    samples = json.loads((whole / "samples.json").read_text())
+    examples = TASKS["sorting"].generate("test", 7, seed=0)
+    assert [sample["prompt"] for sample in samples] == [e.prompt for e in examples[:6]]
+    steps = [step["refinement_steps"] for step in samples[0]["steps"]]
+    assert steps == [1, 3, 4]
+
+
+def test_the_adapter_answers_as_the_run_did(whole: Path) -> None:
+    model = LatentReasoner.from_pretrained(whole / "adapter").eval()
+    for sample in json.loads((whole / "samples.json").read_text()):
+        texts = [step["text"] for step in sample["steps"]]
+        assert texts == [model.answer(sample["prompt"], n)[0] for n in (1, 3, 4)]
+    card = (whole / "adapter" / "README.md").read_text()
+    assert "Preset smoke, seed 0" in card
+
+
+def test_more_refinement_steps_than_the_report_shows(base: str, tmp_path: Path) -> None:
+    words = ["--refinement-steps", "9", "--output-dir", "run", "--train.max-steps", "2"]
+    done = run_here(tmp_path, smoke(base, *words))
+    assert done.code == 0, done.err
+    samples = json.loads((tmp_path / "run" / "samples.json").read_text())
+    assert [step["refinement_steps"] for step in samples[0]["steps"]] == [3]
+
+
+# Two processes
+
+
+def run_on_two(folder: Path, words: list[str]) -> None:
+    os.chdir(folder)
+    sys.argv = ["recipes/train_latent_trm.py", *words]
+    assert recipe.main() == 0
+
+
+def test_two_processes_share_one_run_folder(base: str, whole: Path, tmp_path: Path) -> None:
+    on_two_processes(run_on_two, tmp_path, smoke(base))
+    (folder,) = (tmp_path / "runs").iterdir()
+    ours, theirs = (load_results(path / "results.json") for path in (folder, whole))
+    assert [row["n"] for row in ours["rows"]] == [row["n"] for row in theirs["rows"]]
+    lines, expected = (read_lines(path / "metrics.jsonl") for path in (folder, whole))
+    for line, other in zip(lines, expected, strict=True):
+        assert line == pytest.approx(other, abs=1e-3)
+    assert not (folder / "states").exists()
+    assert not (folder / ".lock").exists()
+
+
+# Own data, writer soft, controls
+
+
+def write_rows(path: Path, examples: list[Example]) -> str:
+    write_jsonl(path, examples)
+    return str(path)
+
+
+def own_data(folder: Path) -> list[str]:
+    train = write_rows(folder / "mine.jsonl", make_examples(24))
+    test = write_rows(folder / "held_out.jsonl", make_examples(7, start=60))
+    return ["--train-data", train, "--test-data", test]
+
+
+def test_own_data(base: str, tmp_path: Path) -> None:
+    done = run_here(tmp_path, smoke(base, *own_data(tmp_path), "--output-dir", "run"))
+    assert done.code == 0, done.err
+    results = load_results(tmp_path / "run" / "results.json")
+    assert {row["task"] for row in results["rows"]} == {"mine"}
+    assert {(row["split"], row["n"]) for row in results["rows"]} == {("test", 7)}
+    assert results["base_prompts_read"] == 24 + 7 + 7
+    samples = json.loads((tmp_path / "run" / "samples.json").read_text())
+    assert [s["answer"] for s in samples] == [e.answer for e in make_examples(6, start=60)]
+
+
+def test_writer_soft(base: str, tmp_path: Path) -> None:
+    words = ["--model.writer", "soft", "--train.through-base-from", "0.5", "--output-dir", "run"]
+    done = run_here(tmp_path, smoke(base, *own_data(tmp_path), *words))
+    assert done.code == 0, done.err
+    results = load_results(tmp_path / "run" / "results.json")
+    assert results["base_unchanged"] is True
+    losses = [
+        line["train/loss"]
+        for line in read_lines(tmp_path / "run" / "metrics.jsonl")
+        if "train/loss" in line
+    ]
+    # From the second half on the loss has the base's part too.
+    assert losses[2] > losses[0]
+    model = LatentReasoner.from_pretrained(tmp_path / "run" / "adapter")
+    assert model.config.writer == "soft"
+
+
+@pytest.mark.slow
+def test_controls_stop_and_resume(base: str, tmp_path: Path) -> None:
+    words = smoke(base, *own_data(tmp_path), "--controls", "--output-dir", "run")
+
+    def stop_the_second_control() -> None:
+        init = Trainer.__init__
+
+        def stopping(self: Trainer, *args: Any, **options: Any) -> None:
+            init(self, *args, **options)
+            if self.run_dir.name == "lora":
+                self.train_step = lambda: (Trainer.train_step(self), signal.raise_signal(15))[0]  # type: ignore[method-assign]
+
+        Trainer.__init__ = stopping  # type: ignore[method-assign]
+
+    done = run_here(tmp_path, words, stop_the_second_control)
+    assert done.code == 128 + signal.SIGTERM, done.err
+    assert not (tmp_path / "run" / "results.json").exists()
+    done = run_here(tmp_path, ["--resume", "run"])
+    assert done.code == 0, done.err
+    assert "resumed run/controls/lora at step 1" in done.out
+    results = load_results(tmp_path / "run" / "results.json")
+    assert results["base_unchanged"] is True
+    rows = {row["system"]: row for row in results["rows"]}
+    controls = [name for name in rows if name.startswith("control: ")]
+    assert controls == [
+        "control: same network, one pass",
+        "control: LoRA on the base",
+        "control: pause slots",
+    ]
+    own = rows["latent reasoner"]
+    for name in controls:
+        assert rows[name]["n"] == 7
+        assert rows[name]["train_steps"] >= 1
+        assert rows[name]["train_seconds"] >= own["train_seconds"] - 0.1
+    assert rows[controls[0]]["trainable_parameters"] == own["trainable_parameters"]
+    assert rows[controls[1]]["trainable_parameters"] >= own["trainable_parameters"]
+
+
+# Killed and stopped runs
+
+
+def at_step(step: int, number: int) -> Callable[[], None]:
+    """Return what makes a run send itself a signal after a step, before its log and checkpoint."""
+
+    def prepare() -> None:
+        train_step = Trainer.train_step
+
+        def stopping(self: Trainer) -> None:
+            train_step(self)
+            if self.step == step:
+                os.kill(os.getpid(), number)
+
+        Trainer.train_step = stopping  # type: ignore[method-assign]
+
+    return prepare
+
+
+def kill_in_the_save() -> None:
+    rename = os.rename
+
+    def kill_at(source: Any, target: Any) -> None:
+        if Path(target).name == "step-00000012":
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target)
+
+    os.rename = kill_at
+
+
+@pytest.mark.parametrize(
+    ("prepare", "resumed"),
+    [
+        (at_step(5, signal.SIGKILL), 0),
+        (at_step(9, signal.SIGKILL), 6),
+        (kill_in_the_save, 6),
+    ],
+)
+def test_a_killed_run_resumes_bit_by_bit(
+    base: str, whole: Path, tmp_path: Path, prepare: Callable[[], None], resumed: int
+) -> None:
+    killed = run_here(tmp_path, smoke(base, "--output-dir", "run"), prepare)
+    assert killed.code == -signal.SIGKILL
+    done = run_here(tmp_path, ["--resume", "run"])
+    assert done.code == 0, done.err
+    assert ("resumed run at step 6" in done.out) == (resumed == 6)
+    assert "took over run/.lock" in done.err
+    assert_same_results(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_says_how_to_resume(
+    base: str, whole: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    words = smoke(base, "--output-dir", "run")
+    done = run_here(tmp_path, words, at_step(7, number))
+    assert done.code == 128 + number
+    lines = done.out.splitlines()
+    assert lines[-2].startswith(f"stopped by signal {int(number)} after step 7; a checkpoint is")
+    assert lines[-1] == "resume with: python recipes/train_latent_trm.py --resume run"
+    assert done.err == ""
+    assert not (tmp_path / "run" / ".lock").exists()
+    done = run_here(tmp_path, ["--resume=run"])
+    assert done.code == 0, done.err
+    assert "resumed run at step 7" in done.out
+    assert_same_results(tmp_path / "run", whole)
+
+
+# Bad input: one line, exit code 2, no run folder
+
+
+def assert_refused(done: Finished, *words: str) -> None:
+    assert done.code == 2, done.err
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1, done.err
+    assert len(done.err) < 600, done.err
+    for word in words:
+        assert word in done.err, done.err
+
+
+OUTPUT = ["--output-dir", "run"]
+BAD_OPTIONS = [
+    (["smoek"], ["preset 'smoek': unknown", "did you mean 'smoke'?"]),
+    (["rolling_sums"], ["did you mean 'rolling-sums'?"]),
+    (["--num-trian", "5"], ["Unrecognized options: --num-trian", "--num-train"]),
+    (["smoke", "--train.learning-rate", "7"], ["learning_rate: got 7.0, expected above 0"]),
+    (["smoke", "--train.learning-rate", "nan"], ["learning_rate: got nan"]),
+    (["smoke", "--model.reasoner.L-cycles", "0"], ["L_cycles: got 0, expected at least 1"]),
+    (["smoke", "--train.max-steps", "ten"], ["--train.max-steps", "'ten'"]),
+    (["smoke", "--refinement-steps", "0", "4"], ["refinement_steps: got (0, 4)"]),
+    (["smoke", "--num-val", "0"], ["num_val: got 0, expected at least 1"]),
+    (["smoke", "--train-data", "x.jsonl"], ["train_data and test_data: got one"]),
+    (["smoke", "--base", "/no/such/folder"], ["base /no/such/folder: cannot be loaded"]),
+    (["smoke", "--base", "nobody/no-such-model"], ["base nobody/no-such-model: cannot be loaded"]),
+    (["--resume"], ["--resume FOLDER"]),
+    (["--resume", "nowhere"], ["nowhere: no run to resume", "config.json"]),
+    (["--resume", "run", "--train.max-steps", "9"], ["--resume FOLDER takes no other options"]),
+    (["--resume=nowhere"], ["nowhere: no run to resume"]),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), BAD_OPTIONS, ids=lambda value: " ".join(value)[:40])
+def test_bad_options(tmp_path: Path, words: list[str], message: list[str]) -> None:
+    output = [] if "--resume" in words[0] else OUTPUT
+    assert_refused(run_here(tmp_path, [*words, *output]), *message)
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD_SETTINGS = [
+    (["--task", "sortin"], ["task: got 'sortin'; did you mean 'sorting'?"]),
+    (["--model.read-layers", "last", "9"], ["read_layers: got 9", "from 0 to 2"]),
+    (["--model.num-slots", "3"], ["sorting/train:1: the answer needs 33 slots", "there are 3"]),
+    (["--num-val", "1000", "--task", "sudoku4"], ["sudoku4: found only", "'val', not 1000"]),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), BAD_SETTINGS, ids=lambda value: " ".join(value)[:40])
+def test_bad_settings(base: str, tmp_path: Path, words: list[str], message: list[str]) -> None:
+    assert_refused(run_here(tmp_path, smoke(base, *words, *OUTPUT)), *message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
+def test_a_tracker_that_is_not_installed(base: str, tmp_path: Path, name: str) -> None:
+    if find_spec(name) is not None:
+        pytest.skip(f"{name} is installed")
+    done = run_here(tmp_path, smoke(base, "--log-with", name, *OUTPUT))
+    assert_refused(done, f"log_with: {name} is not installed", f"pip install {name}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def line(prompt: str, answer: Any) -> str:
+    return json.dumps({"prompt": prompt, "answer": answer})
+
+
+BAD_ROWS = [
+    ("mine.jsonl", 3, '{"prompt": "add 1 1"}', "no field 'answer'"),
+    ("mine.jsonl", 3, line("add 1 1", 2), "'answer' is a number, not a string"),
+    ("held_out.jsonl", 2, line("add 1 1", " "), "'answer' is empty"),
+    ("mine.jsonl", 4, '{"prompt": "add', "not JSON at character"),
+    ("mine.jsonl", 1, line("add 1 1", "1 2 3 4 5"), "the answer needs 11 slots"),
+    ("mine.jsonl", 23, line("add 1 1", "1 2 3 4 5"), "the answer needs 11 slots"),
+    ("held_out.jsonl", 7, line("add 1 1", "1 2 3 4 5"), "the answer needs 11 slots"),
+    (
+        "mine.jsonl",
+        22,
+        line("add 1 1", "caf\u00e9"),
+        "tokenizer writes the answer 'caf\u00e9' as 'caf'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "number", "row", "message"), BAD_ROWS)
+def test_bad_rows(
+    base: str, tmp_path: Path, name: str, number: int, row: str, message: str
+) -> None:
+    words = own_data(tmp_path)
+    rows = (tmp_path / name).read_text().splitlines()
+    rows[number - 1] = row
+    (tmp_path / name).write_text("\n".join(rows) + "\n")
+    done = run_here(tmp_path, smoke(base, *words, "--model.num-slots", "8", *OUTPUT))
+    assert_refused(done, f"{tmp_path / name}:{number}: ", message)
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.jsonl", "held_out.jsonl"}
+
+
+def test_a_prompt_in_training_and_test(base: str, tmp_path: Path) -> None:
+    words = own_data(tmp_path)
+    write_rows(tmp_path / "held_out.jsonl", [*make_examples(2, start=60), make_examples(5)[4]])
+    done = run_here(tmp_path, smoke(base, *words, *OUTPUT))
+    assert_refused(done, "held_out.jsonl:3: this prompt is line 5 of", "mine.jsonl")
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_rows_to_validate(base: str, tmp_path: Path) -> None:
+    words = own_data(tmp_path)
+    done = run_here(tmp_path, smoke(base, *words, "--num-val", "24", *OUTPUT))
+    assert_refused(done, "mine.jsonl: 24 rows, of which the last 24 are for validation")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_in_use(base: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with RunLock(folder):
+        done = run_here(tmp_path, smoke(base, *OUTPUT))
+        assert_refused(done, f"run is in use by process {os.getpid()}", "--output-dir")
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_a_finished_run_is_not_overwritten(base: str, whole: Path, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    done = run_here(tmp_path, smoke(base, "--output-dir", "whole"))
+    assert_refused(done, "whole: holds a run already", "--resume whole")
+    after = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    assert {k: v for k, v in after.items() if k != whole} == {
+        k: v for k, v in before.items() if k != whole
+    }
+
+
+def test_an_output_folder_that_is_a_file(base: str, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    done = run_here(tmp_path, smoke(base, *OUTPUT))
+    assert_refused(done, "cannot lock output folder run", "choose another --output-dir")
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"preset": "smoke", "num_train": "many"}', "{}"])
+def test_resume_with_a_broken_config(whole: Path, tmp_path: Path, text: str) -> None:
+    (whole / "config.json").write_text(text)
+    assert_refused(run_here(tmp_path, ["--resume", "whole"]), "whole: no run to resume")
+
+
+def test_resume_with_damaged_checkpoints(whole: Path, tmp_path: Path) -> None:
+    for path in (whole / "checkpoints").glob("step-*"):
+        (path / "state.json").unlink()
+    done = run_here(tmp_path, ["--resume", "whole"])
+    assert done.code == 2
+    assert done.err.splitlines()[-1].startswith("error: whole/checkpoints: all checkpoints are")
+
+
+def test_help_names_presets_and_options(tmp_path: Path) -> None:
+    done = run_here(tmp_path, ["--help"])
+    assert done.code == 0
+    for name in [*recipe.PRESETS, "--train.learning-rate", "--model.reasoner.L-cycles"]:
+        assert name in done.out
