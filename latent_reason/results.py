@@ -158,7 +158,8 @@ def summary_sentence(rows: Sequence[Row], halt_max_steps: int | None) -> str:
     if row.get("refinement_steps"):
         plural = "s" if row["refinement_steps"] > 1 else ""
         text += f" with {row['refinement_steps']} refinement step{plural}"
-    others = [other for other in same if other["system"] != row["system"]]
+    # "latent reasoner, mean slots" and the like are the same system under another condition.
+    others = [other for other in same if not other["system"].startswith(row["system"])]
     if others:
         best = max(others, key=lambda other: other["exact_accuracy"])
         text += f"; the best other system, {best['system']}, {100 * best['exact_accuracy']:.1f} %"
