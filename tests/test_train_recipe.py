@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from tiny_runs import forked, make_examples, on_two_processes, read_lines, reset_accelerate
 
+from latent_reason import comparison
 from latent_reason.checkpoint import RunLock
 from latent_reason.data import TASKS, Example, write_jsonl
 from latent_reason.latent_reasoner import LatentReasoner
@@ -63,9 +64,12 @@ class Finished:
     err: str
 
 
-def run_here(
-    folder: Path, words: list[str], prepare: Callable[[], object] = lambda: None
-) -> Finished:
+def no_report() -> None:
+    """Leave the plots out, which take most of the seconds of a tiny run."""
+    comparison.write_report = lambda folder: folder / "report.html"
+
+
+def run_here(folder: Path, words: list[str], prepare: Callable[[], object] = no_report) -> Finished:
     """Run the recipe in a forked child in `folder`, after `prepare` in that child."""
 
     def action() -> None:
@@ -92,7 +96,7 @@ def whole(base: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -
     folder = tmp_path_factory.getbasetemp() / "whole_recipe"
     if not folder.exists():
         folder.mkdir()
-        done = run_here(folder, smoke(base, "--output-dir", "run"))
+        done = run_here(folder, smoke(base, "--output-dir", "run"), lambda: None)
         assert done.code == 0, done.err
     return shutil.copytree(folder / "run", tmp_path / "whole")
 
@@ -197,6 +201,7 @@ def test_more_refinement_steps_than_the_report_shows(base: str, tmp_path: Path) 
 def run_on_two(folder: Path, words: list[str]) -> None:
     os.chdir(folder)
     sys.argv = ["recipes/train_latent_trm.py", *words]
+    no_report()
     assert recipe.main() == 0
 
 
@@ -254,7 +259,6 @@ def test_writer_soft(base: str, tmp_path: Path) -> None:
     assert model.config.writer == "soft"
 
 
-@pytest.mark.slow
 def test_controls_stop_and_resume(base: str, tmp_path: Path) -> None:
     words = smoke(base, *own_data(tmp_path), "--controls", "--output-dir", "run")
 
@@ -404,7 +408,6 @@ BAD_SETTINGS = [
     (["--task", "sortin"], ["task: got 'sortin'; did you mean 'sorting'?"]),
     (["--model.read-layers", "last", "9"], ["read_layers: got 9", "from 0 to 2"]),
     (["--model.num-slots", "3"], ["sorting/train:1: the answer needs 33 slots", "there are 3"]),
-    (["--num-val", "1000", "--task", "sudoku4"], ["sudoku4: found only", "'val', not 1000"]),
 ]
 
 
@@ -439,12 +442,14 @@ BAD_ROWS = [
         "mine.jsonl",
         22,
         line("add 1 1", "caf\u00e9"),
-        "tokenizer writes the answer 'caf\u00e9' as 'caf'",
+        "tokenizer writes the answer 'caf\u00e9' as ' caf'",
     ),
 ]
 
 
-@pytest.mark.parametrize(("name", "number", "row", "message"), BAD_ROWS)
+@pytest.mark.parametrize(
+    ("name", "number", "row", "message"), BAD_ROWS, ids=lambda value: str(value)[:20]
+)
 def test_bad_rows(
     base: str, tmp_path: Path, name: str, number: int, row: str, message: str
 ) -> None:
