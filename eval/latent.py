@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import NoReturn
 
 from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
@@ -23,11 +24,17 @@ from latent_reason.report import format_table
 from latent_reason.runs import check_world, environment, run_script, write_json
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as those of the recipes."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `ConfigError`."""
+        raise ConfigError(f"{message}; see --help")
+
+
 def main() -> int:
     """Evaluate and print the table; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapter", type=Path, required=True, help="folder of save_pretrained")
     parser.add_argument("--data", type=Path, required=True, help="JSONL with prompt and answer")
     parser.add_argument("--base", help="base by Hub name or folder; default: as saved")
@@ -44,6 +51,8 @@ def main() -> int:
             raise ConfigError(f"{name}: got {getattr(options, name)}, expected at least 1")
     if min(options.refinement_steps) < 1:
         raise ConfigError(f"refinement_steps: got {options.refinement_steps}, expected at least 1")
+    if options.output is not None and not options.output.parent.is_dir():
+        raise ConfigError(f"output: there is no folder {options.output.parent}; make it first")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     accelerator = Accelerator()

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
-from tiny_runs import MODEL, NUM_SLOTS, make_data, make_trainer, on_two_processes, reset_accelerate
+from tiny_runs import MODEL, NUM_SLOTS, make_data, on_two_processes, reset_accelerate, train_once
 
 from latent_reason.controls import AnswerLM
 from latent_reason.data.features import StateCache
@@ -39,18 +38,8 @@ def base(make_llm: Callable[..., FrozenLLM]) -> FrozenLLM:
 
 @pytest.fixture
 def trained(base: FrozenLLM, tmp_path_factory: pytest.TempPathFactory) -> LatentReasoner:
-    """A reasoner that knows the first half of the rows by heart; it is trained once."""
-    path = tmp_path_factory.getbasetemp() / "trained.safetensors"
-    if not path.exists():
-        data = make_data(base, NUM_ROWS // 2)
-        trainer = make_trainer(base, path.parent, data, max_steps=160, batch_size=6)
-        for _ in range(160):
-            trainer.train_step()
-        save_file(trainer.model.core.state_dict(), path)
-        reset_accelerate()
-    model = LatentReasoner(base, MODEL).eval()
-    model.core.load_state_dict(load_file(path))
-    return model
+    """A reasoner that knows the first half of the rows by heart."""
+    return train_once(base, tmp_path_factory.getbasetemp())
 
 
 def soft_reasoner(base: FrozenLLM) -> LatentReasoner:
