@@ -22,7 +22,7 @@ from latent_reason.data.tasks import Example, find_task
 from latent_reason.data.text import TextDataset
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.evaluation import Evaluator
-from latent_reason.llm import FrozenLLM, embedded_base
+from latent_reason.llm import FrozenLLM
 from latent_reason.metrics import AccuracyCounter
 from latent_reason.runs import check_world, environment, write_json
 from latent_reason.training import local_batch_size, use_bf16
@@ -130,7 +130,7 @@ class Run:
         )
         check_world(self.accelerator)
         local_batch_size(config.train, self.accelerator.num_processes)
-        self.llm = FrozenLLM.load(embedded_base() if config.base == "embedded" else config.base)
+        self.llm = FrozenLLM.load(config.base)
         self.llm.num_features(config.model.read_layers)
         self.examples = load_examples(config)
         wanted = config.model.num_slots or None

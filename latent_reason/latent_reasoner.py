@@ -8,7 +8,7 @@ through the frozen `lm_head` or as soft tokens from which the base generates.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,88 +17,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from latent_reason.adapters import Reader, Writer, nearest_token_logits, soft_tokens
+from latent_reason.adapters import nearest_token_logits, soft_tokens
 from latent_reason.config import LatentReasonerConfig, check
+from latent_reason.core import LatentCore, ReasonerOutput
 from latent_reason.errors import CheckpointError, ConfigError
-from latent_reason.halting import Carry, reset_halted
+from latent_reason.halting import Carry
 from latent_reason.llm import FrozenLLM, PromptStates
 from latent_reason.losses import IGNORE_INDEX, answer_loss, exactly_right, halt_loss
-from latent_reason.reasoner import Reasoner
 
 ADAPTER_WEIGHTS = "adapter.safetensors"
 ADAPTER_CONFIG = "config.json"
 ADAPTER_FORMAT = "latent_reason adapter 1"
-
-
-@dataclass
-class ReasonerOutput:
-    """What one call returns.
-
-    loss: scalar or None without labels. logits: (B, K, V) of the parallel read-out, fp32.
-    q_halt_logits: (B,), above 0 means stop. slots: (B, K, E) written vectors.
-    carry: states after the last refinement step, detached. correct: (B,) bool or None.
-    """
-
-    loss: Tensor | None
-    logits: Tensor
-    q_halt_logits: Tensor
-    slots: Tensor
-    carry: Carry
-    correct: Tensor | None
-
-
-class LatentCore(nn.Module):
-    """Everything that trains and is saved: reader, reasoner, writer, halting head.
-
-    Args:
-        config: sizes and choices.
-        num_features: F, width of the states read from the base.
-        llm_hidden_size: E.
-    """
-
-    def __init__(self, config: LatentReasonerConfig, num_features: int, llm_hidden_size: int):
-        super().__init__()
-        size = config.reasoner.hidden_size
-        self.config = config
-        self.reader = Reader(config, num_features)
-        self.reasoner = Reasoner(config.reasoner, config.num_slots)
-        self.writer = Writer(size, llm_hidden_size, learns_end=config.writer == "head")
-        self.q_head = nn.Linear(size, 1)
-        nn.init.zeros_(self.q_head.weight)
-        nn.init.constant_(self.q_head.bias, -5.0)
-
-    def initial_carry(self, num: int, num_tokens: int) -> Carry:
-        """Return a carry of `num` slots, all halted, for prompts padded to `num_tokens`."""
-        z_H, z_L = self.reasoner.initial_states(num, self.reader.num_positions(num_tokens))
-        steps = torch.zeros(num, dtype=torch.long, device=z_H.device)
-        return Carry(z_H, z_L, steps, torch.ones_like(steps, dtype=torch.bool))
-
-    def forward(
-        self, states: Tensor, attention_mask: Tensor, carry: Carry
-    ) -> tuple[Tensor, Tensor, Carry]:
-        """Run one refinement step.
-
-        Args:
-            states: (B, T, F) fp32 from `FrozenLLM.read`.
-            attention_mask: (B, T).
-            carry: halted slots start anew.
-
-        Returns:
-            Written vectors (B, K, E), q_halt_logits (B,), the detached carry.
-        """
-        carry = reset_halted(carry, self.reasoner.H_init, self.reasoner.L_init)
-        x, where = self.reader(states, attention_mask)
-        z_H, z_L = self.reasoner(x, carry.z_H, carry.z_L, where)
-        answer = z_H[:, -self.config.num_slots :]
-        q_halt_logits = self.q_head(answer[:, 0]).squeeze(-1).float()
-        carry = Carry(
-            z_H.detach().float(),
-            z_L.detach().float(),
-            carry.refinement_steps + 1,
-            carry.halted,
-            carry.data,
-        )
-        return self.writer(answer), q_halt_logits, carry
 
 
 class LatentReasoner(nn.Module):

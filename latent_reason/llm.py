@@ -24,6 +24,9 @@ from latent_reason.errors import ConfigError, DataError
 from latent_reason.layers import position_ids, rms_norm
 from latent_reason.losses import IGNORE_INDEX
 
+EMBEDDED = "embedded"
+"""Name of the base shipped with this package, the same on every machine."""
+
 
 def embedded_base() -> str:
     """Return the folder of the small causal LM shipped with this package."""
@@ -98,7 +101,8 @@ class FrozenLLM(nn.Module):
         """Load a base by Hub name or local folder.
 
         Args:
-            name: for example "Qwen/Qwen3-0.6B" or a folder with config.json.
+            name: for example "Qwen/Qwen3-0.6B" or a folder with config.json; "embedded" is the
+                small base shipped with this package, wherever that lies.
             kwargs: passed to `AutoModelForCausalLM.from_pretrained` (dtype,
                 quantization_config, device_map, revision). Remote code stays off; dtype is the
                 checkpoint's on machines with CUDA, else fp32.
@@ -107,10 +111,12 @@ class FrozenLLM(nn.Module):
             ConfigError: if there is no such model, it is no causal LM or weights are missing.
         """
         kwargs.setdefault("dtype", "auto" if torch.cuda.is_available() else torch.float32)
+        name = EMBEDDED if name == embedded_base() else name
+        source = embedded_base() if name == EMBEDDED else name
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             model, info = AutoModelForCausalLM.from_pretrained(
-                name, trust_remote_code=False, output_loading_info=True, **kwargs
+                source, trust_remote_code=False, output_loading_info=True, **kwargs
             )
         except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]

@@ -9,12 +9,14 @@ import os
 import platform
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import psutil
@@ -62,6 +64,27 @@ def read_options(default: Config, words: Sequence[str], description: str) -> Con
     text = " ".join(line.strip() if re.search(r"\w", line) else ";" for line in lines)
     text = text.partition("; For full helptext")[0].strip(" ;")
     raise ConfigError(f"{text.replace(' ;', ';')}; see --help")
+
+
+class StopRequest:
+    """Turns the first SIGINT or SIGTERM into a flag; the second one acts at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, self._old[number])
 
 
 def check_world(accelerator: Accelerator) -> None:

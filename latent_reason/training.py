@@ -8,26 +8,24 @@ process with batch 8 does exactly what two with batch 4 do.
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import lru_cache
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol, cast
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from latent_reason.checkpoint import latest_checkpoint, rotate_checkpoints, save_checkpoint
 from latent_reason.config import TrainConfig
+from latent_reason.data.order import rows_at
 from latent_reason.errors import CheckpointError, ConfigError, NonFiniteError
 from latent_reason.halting import Carry, minimum_steps, should_halt
 from latent_reason.metrics import IGNORE_INDEX, MetricsLog
 from latent_reason.optim import load_optimizer_tensors, make_ema, make_optimizer, optimizer_tensors
+from latent_reason.runs import StopRequest
 
 SUMS = ("train/loss", "train/exact_accuracy", "train/refinement_steps", "right", "labelled")
 
@@ -47,18 +45,6 @@ class Data(Protocol):
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         """Gather (B,) rows into the keyword arguments of the model."""
         ...
-
-
-@lru_cache(maxsize=4)
-def data_order(seed: int, epoch: int, num: int) -> Tensor:
-    """Return the order (num,) of examples in an epoch, a pure function of its arguments."""
-    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(num))
-
-
-def rows_at(positions: Tensor, seed: int, num: int) -> Tensor:
-    """Map positions (B,) in the endless data order to rows of a dataset of `num` examples."""
-    rows = [data_order(seed, int(p) // num, num)[int(p) % num] for p in positions]
-    return torch.stack(rows)
 
 
 def local_batch_size(config: TrainConfig, num_processes: int) -> int:
@@ -86,27 +72,6 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     """Return what a checkpoint must hold of a model: trained parameters and the core's buffers."""
     tensors = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
     return tensors | {n: b for n, b in model.named_buffers() if n.startswith("core.")}
-
-
-class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a flag; the second one acts at once."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._old[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        signal.signal(number, self._old[number])
 
 
 class Trainer:

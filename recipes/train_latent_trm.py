@@ -26,12 +26,12 @@ from typing import Any, Literal
 
 from transformers.utils import logging as transformers_logging
 
-from latent_reason.checkpoint import RunLock
 from latent_reason.comparison import evaluate_reasoner, run_controls, train_reasoner, write_results
 from latent_reason.config import HaltConfig, LatentReasonerConfig, ReasonerConfig, TrainConfig
 from latent_reason.data import TASKS
 from latent_reason.errors import CheckpointError, ConfigError
 from latent_reason.experiment import Run, RunConfig
+from latent_reason.run_lock import RunLock
 from latent_reason.runs import read_options, run_script
 
 

@@ -22,13 +22,13 @@ from torch import Tensor
 
 from latent_reason.checkpoint import (
     Checkpoint,
-    RunLock,
     latest_checkpoint,
     load_checkpoint,
     rotate_checkpoints,
     save_checkpoint,
 )
 from latent_reason.errors import CheckpointError, ConfigError
+from latent_reason.run_lock import RunLock
 
 KILLED = 137
 FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.chmod", "os.remove", "os.rmdir", "os.scandir"}

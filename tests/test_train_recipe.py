@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,11 +19,11 @@ import pytest
 from tiny_runs import forked, make_examples, on_two_processes, read_lines, reset_accelerate
 
 from latent_reason import comparison
-from latent_reason.checkpoint import RunLock
 from latent_reason.data import TASKS, Example, write_jsonl
 from latent_reason.latent_reasoner import LatentReasoner
 from latent_reason.llm import FrozenLLM
 from latent_reason.results import load_results
+from latent_reason.run_lock import RunLock
 from latent_reason.runs import run_script
 from latent_reason.training import Trainer
 from recipes import train_latent_trm as recipe
@@ -215,6 +216,32 @@ def test_two_processes_share_one_run_folder(base: str, whole: Path, tmp_path: Pa
         assert line == pytest.approx(other, abs=1e-3)
     assert not (folder / "states").exists()
     assert not (folder / ".lock").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_stopped_and_resumed(base: str, tmp_path: Path) -> None:
+    script = str(ROOT / "recipes" / "train_latent_trm.py")
+    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--master_port", "0"]
+    command = [*torchrun, "--nproc_per_node", "2", script]
+    variables = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    options: dict[str, Any] = {"cwd": tmp_path, "env": os.environ | variables, "text": True}
+    words = smoke(base, "--train.max-steps", "300", "--output-dir", "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen([*command, *words], stdout=log, stderr=log, **options)
+        while not list(checkpoints.glob("step-*")) and process.poll() is None:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) != 0
+    text = (tmp_path / "log").read_text()
+    assert text.count("stopped by signal 15 after step ") == 1, text
+    step = int(text.split("stopped by signal 15 after step ")[1].split(";")[0])
+    assert step == max(int(path.name.removeprefix("step-")) for path in checkpoints.iterdir())
+    assert step < 300
+    done = subprocess.run([*command, "--resume", "run"], capture_output=True, **options)
+    assert done.returncode == 0, done.stderr
+    assert f"resumed run at step {step}" in done.stdout
+    assert load_results(tmp_path / "run" / "results.json")["rows"][0]["train_steps"] == 300
 
 
 # Own data, writer soft, controls

@@ -1,0 +1,21 @@
+"""The order of training examples: a pure function, so that nothing of it has to be saved."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@lru_cache(maxsize=4)
+def data_order(seed: int, epoch: int, num: int) -> Tensor:
+    """Return the order (num,) of examples in an epoch, a pure function of its arguments."""
+    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(num))
+
+
+def rows_at(positions: Tensor, seed: int, num: int) -> Tensor:
+    """Map positions (B,) in the endless data order to rows of a dataset of `num` examples."""
+    rows = [data_order(seed, int(p) // num, num)[int(p) % num] for p in positions]
+    return torch.stack(rows)
