@@ -17,7 +17,8 @@ from accelerate.utils import broadcast, parse_flag_from_env
 
 from latent_reason.config import JsonConfig, LatentReasonerConfig, TrainConfig, check
 from latent_reason.data.features import StateCache
-from latent_reason.data.jsonl import find_leaks, read_jsonl
+from latent_reason.data.hub import read_examples
+from latent_reason.data.jsonl import find_leaks
 from latent_reason.data.tasks import Example, find_task
 from latent_reason.data.text import TextDataset
 from latent_reason.errors import ConfigError, DataError
@@ -37,9 +38,10 @@ class RunConfig(JsonConfig):
     task: str = "permutations"
     """Generated text task; see `python -m latent_reason.data list`."""
     train_data: Path | None = None
-    """Your own JSONL with `prompt` and `answer` in place of the task."""
+    """Your own data in place of the task: a JSONL file with `prompt` and `answer`, or the name of a
+    Hub data set with these columns (its train split)."""
     test_data: Path | None = None
-    """Held-out JSONL; needed with train_data."""
+    """Held-out file or Hub data set (its test split); needed with train_data."""
     num_train: int = 20_000
     """Generated training examples."""
     num_val: int = 256
@@ -86,7 +88,8 @@ def load_examples(config: RunConfig) -> dict[str, list[Example]]:
         sizes = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
         sizes |= {"wording": config.num_test}
         return {split: task.generate(split, num, config.train.seed) for split, num in sizes.items()}
-    rows, test = read_jsonl(config.train_data), read_jsonl(config.test_data)
+    rows = read_examples(config.train_data, "train")
+    test = read_examples(config.test_data, "test")
     if len(rows) <= config.num_val:
         raise DataError(
             f"{config.train_data}: {len(rows)} rows, of which the last {config.num_val} are for "

@@ -34,7 +34,7 @@ def _kind(value: object) -> str:
     return "null" if value is None else _JSON_NAMES.get(type(value), "a string")  # pyrefly: ignore
 
 
-def _to_example(row: dict[str, Any]) -> Example:
+def to_example(row: dict[str, Any]) -> Example:
     """Check the fields of a row; raise ValueError with the reason and the remedy."""
     for field in ("prompt", "answer"):
         if field not in row:
@@ -75,7 +75,7 @@ def _parse_line(line: bytes, number: int) -> Example:
         raise ValueError("nested too deeply; keep to flat objects") from None
     if not isinstance(row, dict):
         raise ValueError(f'{_kind(row)}, not an object; write {{"prompt": ..., "answer": ...}}')
-    return _to_example(row)
+    return to_example(row)
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[Example]:
@@ -112,7 +112,7 @@ def _to_line(example: Example) -> bytes:
         row["task"] = example.task
     if example.split:
         row["split"] = example.split
-    _to_example(row)
+    to_example(row)
     line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
     if len(line) > MAX_LINE_BYTES:
         raise ValueError(f"row longer than {MAX_LINE_BYTES:,} bytes; cut it")
