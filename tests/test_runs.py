@@ -97,7 +97,7 @@ def test_a_world_size_without_a_group_is_refused(script: str) -> None:
     ("words", "cpu", "formed"),
     [
         (["accelerate", "launch", "--num_processes", "1"], "false", 1),
-        (["torchrun", "--nproc_per_node", "2", "--master_port", "0"], "true", 2),
+        (["torchrun", "--standalone", "--nproc_per_node", "2"], "true", 2),
     ],
 )
 def test_launches_that_work(script: str, words: list[str], cpu: str, formed: int) -> None:
@@ -108,7 +108,7 @@ def test_launches_that_work(script: str, words: list[str], cpu: str, formed: int
 
 @pytest.mark.slow
 def test_torchrun_without_a_group_is_refused(script: str) -> None:
-    words = [launcher("torchrun"), "--nproc_per_node", "2", "--master_port", "0"]
+    words = [launcher("torchrun"), "--standalone", "--nproc_per_node", "2"]
     result = run(*words, script, ACCELERATE_USE_CPU="false", CUDA_VISIBLE_DEVICES="")
     assert result.returncode != 0
     assert "error: 2 processes were asked for, 1 formed; " in result.stderr

@@ -221,7 +221,7 @@ def test_two_processes_share_one_run_folder(base: str, whole: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_torchrun_stopped_and_resumed(base: str, tmp_path: Path) -> None:
     script = str(ROOT / "recipes" / "train_latent_trm.py")
-    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--master_port", "0"]
+    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone"]
     command = [*torchrun, "--nproc_per_node", "2", script]
     variables = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     options: dict[str, Any] = {"cwd": tmp_path, "env": os.environ | variables, "text": True}

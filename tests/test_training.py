@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
@@ -239,6 +240,8 @@ def train_two(base: FrozenLLM, folder: Path, train: TrainConfig) -> None:
     assert trainer.accelerator.num_processes == 2
     assert len(trainer.carry.halted) == train.batch_size // 2
     trainer.resume()
+    if trainer.accelerator.process_index == 1:
+        time.sleep(0.3)  # the log of the other process is open by now
     assert trainer.run() == 0
 
 
@@ -306,6 +309,24 @@ def test_a_signal_saves_and_stops(
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert resume_to_the_end(base, folder) == step
     assert_same_run(folder, whole)
+
+
+def test_a_signal_during_the_last_evaluation_stops(
+    base: FrozenLLM, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "stopped"
+    trainer = make_trainer(base, folder)
+    evaluate = trainer.evaluate
+
+    def interrupted() -> dict[str, float]:
+        if trainer.step == 24:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate()
+
+    trainer.evaluate = interrupted
+    assert trainer.run() == signal.SIGTERM
+    assert_same_run(folder, whole)
+    assert resume_to_the_end(base, folder) == 24
 
 
 def test_a_second_signal_acts_at_once(base: FrozenLLM, tmp_path: Path) -> None:
@@ -518,6 +539,9 @@ def test_a_time_budget_ends_the_run(
     trainer = make_trainer(base, tmp_path, max_seconds=2.5, max_steps=1)
     assert trainer.run() == 0
     assert (trainer.step, trainer.seconds) == (3, 3)
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [3, 3]
+    assert "train/loss" in lines[0]
     assert last_checkpoint(tmp_path).step == trainer.step
 
 
