@@ -173,6 +173,8 @@ def on_two_processes(action: Callable[..., None], *args: Any) -> None:
 
 
 def _fresh(action: Callable[..., None], *args: Any) -> None:
+    # Accelerate would give each process all cores, and they would wait for each other.
+    os.environ["OMP_NUM_THREADS"] = "1"
     reset_accelerate()
     action(*args)
 
