@@ -1,0 +1,214 @@
+"""Grid puzzles: what one must state, and how a dataset of them trains with fresh symmetries.
+
+A `Puzzle` states its grid shape, alphabet, symmetries, groups and rule. Symbol number i of the
+alphabet is token i + 1; token 0 is padding: in an answer it marks a cell that is not asked. Grids
+are flat, row by row. A new puzzle is a subclass of some forty lines; `sudoku.py` is an example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latent_reason.data.order import rows_at
+from latent_reason.errors import DataError
+from latent_reason.losses import IGNORE_INDEX
+
+PAD = 0
+
+
+def _wrapped(value: int) -> int:
+    """Return a 64-bit constant as the signed integer that torch computes with."""
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _mixed(bits: Tensor) -> Tensor:
+    """Scramble int64 numbers, each on its own (the finaliser of SplitMix64)."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        bits = bits ^ ((bits >> shift) & ((1 << (64 - shift)) - 1))
+        bits = bits * _wrapped(factor)
+    return bits
+
+
+class Draws:
+    """Random numbers for each of B training examples, a pure function of (seed, position).
+
+    The same numbers come on every device, for every number of processes and after a resume,
+    whatever else is in the batch. Each call gives new ones.
+
+    Args:
+        positions: (B,) int64 positions in the endless data order.
+        seed: of the run.
+    """
+
+    def __init__(self, positions: Tensor, seed: int) -> None:
+        start = torch.full_like(positions, seed)
+        self._key = _mixed(_mixed(start) + positions)
+        self._count = 0
+
+    def bits(self, num: int) -> Tensor:
+        """Return (B, num) int64 with all 64 bits random."""
+        counter = torch.arange(self._count + 1, self._count + num + 1, device=self._key.device)
+        self._count += num
+        return _mixed(self._key[:, None] + counter * _wrapped(0x9E3779B97F4A7C15))
+
+    def below(self, limit: int) -> Tensor:
+        """Return (B,) int64, uniform in 0..limit - 1."""
+        return (self.bits(1)[:, 0] & (2**63 - 1)) % limit
+
+    def permutations(self, num: int) -> Tensor:
+        """Return (B, num) int64, a uniform permutation of 0..num - 1 in each row."""
+        return self.bits(num).argsort(dim=1)
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """One symmetry for each of B grids: cells change places, symbols change names.
+
+    cells: (B, S) int64; cell s of the new grid is cell `cells[s]` of the old one.
+    symbols: (B, V) int64; token t becomes `symbols[t]`; padding stays padding.
+    """
+
+    cells: Tensor
+    symbols: Tensor
+
+    def apply(self, grids: Tensor) -> Tensor:
+        """Transform grids (B, S) int64 of tokens."""
+        return self.symbols.gather(1, grids.gather(1, self.cells))
+
+    def inverse(self) -> Symmetry:
+        """Return the symmetry that undoes this one."""
+        return Symmetry(self.cells.argsort(dim=1), self.symbols.argsort(dim=1))
+
+
+class Puzzle:
+    """What the project must know of a kind of puzzle; subclasses fill it in.
+
+    Attributes:
+        name: one word.
+        height, width: of the grid; S = height * width cells.
+        alphabet: one character per symbol, the blank first if there is one.
+        blank: the symbol of an open cell in questions, which no answer holds; "" if every cell
+            of an answer may hold every symbol.
+    """
+
+    name: str
+    height: int
+    width: int
+    alphabet: str
+    blank: str = ""
+
+    @property
+    def num_cells(self) -> int:
+        """S, cells of the grid."""
+        return self.height * self.width
+
+    @property
+    def vocab_size(self) -> int:
+        """V, tokens: padding and the symbols."""
+        return 1 + len(self.alphabet)
+
+    def groups(self) -> Tensor:
+        """Return (G, S) bool: sets of cells that belong together, such as rows of a Sudoku.
+
+        They are what mixer "groups" exchanges information over; all cells as one group if the
+        puzzle states none.
+        """
+        return torch.ones(1, self.num_cells, dtype=torch.bool)
+
+    def symmetry(self, draws: Draws) -> Symmetry | None:
+        """Draw a symmetry for each example: question and answer transformed alike are a puzzle
+        and its answer again. None if the puzzle has no symmetry."""
+        return None
+
+    def conflicts(self, question: Sequence[int], answer: Sequence[int]) -> list[str]:
+        """Return what is wrong with an answer (S tokens) by the rule, nothing if it is right."""
+        raise NotImplementedError
+
+    def parse(self, text: str) -> list[int]:
+        """Return the S tokens of a grid in the alphabet; white space between cells is ignored.
+
+        Raises:
+            DataError: on another length or an unknown symbol.
+        """
+        cells = "".join(text.split()) if not any(c.isspace() for c in self.alphabet) else text
+        if len(cells) != self.num_cells:
+            raise DataError(
+                f"{len(cells)} cells, expected {self.num_cells} ({self.height} x {self.width})"
+            )
+        tokens = [self.alphabet.find(cell) + 1 for cell in cells]
+        if PAD in tokens:
+            at = tokens.index(PAD)
+            raise DataError(f"cell {at + 1} is {cells[at]!r}, expected one of {self.alphabet!r}")
+        return tokens
+
+    def format(self, tokens: Sequence[int]) -> str:
+        """Return S tokens as lines of the grid; padding becomes "?"."""
+        cells = [self.alphabet[t - 1] if t != PAD else "?" for t in tokens]
+        rows = range(0, self.num_cells, self.width)
+        return "\n".join("".join(cells[start : start + self.width]) for start in rows)
+
+
+class PuzzleDataset:
+    """Questions and answers of one puzzle as tensors; training examples get fresh symmetries.
+
+    Args:
+        puzzle: the kind.
+        questions: (N, S) tokens, any integer dtype.
+        answers: (N, S) tokens, padding where nothing is asked.
+        augment: whether `at` draws symmetries.
+    """
+
+    def __init__(
+        self, puzzle: Puzzle, questions: Tensor, answers: Tensor, augment: bool = True
+    ) -> None:
+        self.puzzle, self.augment = puzzle, augment
+        self.questions, self.answers = questions.to(torch.uint8), answers.to(torch.uint8)
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    @property
+    def num_tokens(self) -> int:
+        """S, cells of the grid."""
+        return self.puzzle.num_cells
+
+    def to(self, device: torch.device | str) -> PuzzleDataset:
+        """Move to a device and return self."""
+        self.questions, self.answers = self.questions.to(device), self.answers.to(device)
+        return self
+
+    def subset(self, rows: Tensor) -> PuzzleDataset:
+        """Return a dataset of these rows."""
+        return PuzzleDataset(self.puzzle, self.questions[rows], self.answers[rows], self.augment)
+
+    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+        """Gather (B,) rows as they are: inputs and labels (B, S), puzzle_identifiers (B,)."""
+        rows = rows.to(self.questions.device)
+        return _batch(self.questions[rows].long(), self.answers[rows].long())
+
+    def at(self, positions: Tensor, seed: int) -> dict[str, Tensor]:
+        """Return the training examples at positions (B,) of the endless data order.
+
+        A pure function of (seed, position): order and symmetries need not be saved.
+        """
+        rows = rows_at(positions.cpu(), seed, len(self)).to(self.questions.device)
+        questions, answers = self.questions[rows].long(), self.answers[rows].long()
+        draws = Draws(positions.to(self.questions.device), seed)
+        symmetry = self.puzzle.symmetry(draws) if self.augment else None
+        if symmetry is not None:
+            questions, answers = symmetry.apply(questions), symmetry.apply(answers)
+        return _batch(questions, answers)
+
+
+def _batch(questions: Tensor, answers: Tensor) -> dict[str, Tensor]:
+    return {
+        "inputs": questions,
+        "labels": answers.masked_fill(answers == PAD, IGNORE_INDEX),
+        "puzzle_identifiers": torch.zeros(
+            len(questions), dtype=torch.long, device=questions.device
+        ),
+    }
