@@ -81,10 +81,11 @@ class ReasonerConfig(JsonConfig):
     k_cycles: the last `gradient_cycles` H cycles; full: all H cycles."""
     gradient_cycles: int = 1
     """H cycles with gradient; read for k_cycles only."""
-    mixer: Literal["attention", "mlp"] = "attention"
-    """How positions exchange information; mlp mixes a fixed number of positions."""
-    positions: Literal["rope", "none"] = "rope"
-    """Rotary position embedding, or none."""
+    mixer: Literal["attention", "mlp", "groups"] = "attention"
+    """How positions exchange information. mlp mixes a fixed number of positions; groups passes
+    messages over the sets of cells that a puzzle states, such as rows, columns and boxes."""
+    positions: Literal["rope", "learned", "none"] = "rope"
+    """Rotary position embedding, learned vectors added to the cells of a puzzle, or none."""
     residual_init: Literal["zero", "normal"] = "zero"
     """zero: attention and SwiGLU outputs start at zero, so a fresh recursion passes its inputs on
     and learns from the first steps; normal: as the originals."""
@@ -112,10 +113,12 @@ class ReasonerConfig(JsonConfig):
             check(self.H_layers == 0, "H_layers", self.H_layers, "0 for kind 'trm' (one net)")
         modes = ("one_step", "last_cycle", "k_cycles", "full")
         check(self.gradient in modes, "gradient", self.gradient, f"one of {modes}")
-        check(self.mixer in ("attention", "mlp"), "mixer", self.mixer, "'attention' or 'mlp'")
+        mixers = ("attention", "mlp", "groups")
+        check(self.mixer in mixers, "mixer", self.mixer, f"one of {mixers}")
         inits = ("zero", "normal")
         check(self.residual_init in inits, "residual_init", self.residual_init, f"one of {inits}")
-        check(self.positions in ("rope", "none"), "positions", self.positions, "'rope' or 'none'")
+        positions = ("rope", "learned", "none")
+        check(self.positions in positions, "positions", self.positions, f"one of {positions}")
         check(
             1 <= self.gradient_cycles <= self.H_cycles,
             "gradient_cycles",
@@ -175,12 +178,10 @@ class LatentReasonerConfig(JsonConfig):
         check(self.reader in readers, "reader", self.reader, f"one of {readers}")
         check(self.writer in ("head", "soft"), "writer", self.writer, "'head' or 'soft'")
         check(self.num_slots >= 0, "num_slots", self.num_slots, "at least 0")
-        check(
-            self.reasoner.mixer == "attention" or self.reader == "perceiver",
-            "reasoner.mixer",
-            self.reasoner.mixer,
-            "'attention' with reader 'concat' (prompts differ in length)",
-        )
+        mixers = ("attention", "mlp") if self.reader == "perceiver" else ("attention",)
+        mixer, positions = self.reasoner.mixer, self.reasoner.positions
+        check(mixer in mixers, "reasoner.mixer", mixer, f"one of {mixers} for {self.reader!r}")
+        check(positions != "learned", "reasoner.positions", positions, "'rope' or 'none' for text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,10 +232,21 @@ class TrainConfig(JsonConfig):
     """Wall-clock budget in place of max_steps, for controls; such a run is not repeatable."""
     batch_size: int = 64
     """Slots over all processes."""
+    optimizer: Literal["adamw", "adam_atan2", "muon"] = "adamw"
+    """adam_atan2: the originals' AdamW without epsilon; muon: Muon for the matrices of the nets,
+    AdamW for the rest."""
     learning_rate: float = 2e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices."""
+    beta2: float = 0.95
+    """Decay of the second moment; that of the first is 0.9."""
+    muon_learning_rate: float = 0.02
+    """Peak learning rate of Muon; read for optimizer muon only."""
+    puzzle_learning_rate: float = 0.01
+    """Peak learning rate of the sign-SGD of puzzle embeddings."""
+    puzzle_weight_decay: float = 0.1
+    """Decoupled weight decay of the puzzle embeddings in a batch."""
     warmup_steps: int = 100
     """Steps of linear warm-up."""
     cooldown: float = 0.3
@@ -265,13 +277,17 @@ class TrainConfig(JsonConfig):
         check(isinstance(self.halt, HaltConfig), "halt", self.halt, "a HaltConfig")
         for name in ("max_steps", "batch_size", "log_every", "eval_every", "save_every"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("warmup_steps", "weight_decay"):
+        for name in ("warmup_steps", "weight_decay", "puzzle_weight_decay"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        names = ("adamw", "adam_atan2", "muon")
+        check(self.optimizer in names, "optimizer", self.optimizer, f"one of {names}")
         check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2**32 - 1")
         budget = self.max_seconds
         check(budget is None or budget > 0, "max_seconds", budget, "None or above 0")
-        rate = self.learning_rate
-        check(0 < rate <= 0.1, "learning_rate", rate, "above 0 and at most 0.1")
+        for name in ("learning_rate", "muon_learning_rate", "puzzle_learning_rate"):
+            rate = getattr(self, name)
+            check(0 < rate <= 0.1, name, rate, "above 0 and at most 0.1")
+        check(0 < self.beta2 < 1, "beta2", self.beta2, "between 0 and 1")
         check(self.grad_clip > 0, "grad_clip", self.grad_clip, "above 0")
         check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "from 0 to below 1")
         for name in ("cooldown", "through_base_from"):

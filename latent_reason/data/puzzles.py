@@ -120,8 +120,10 @@ class Puzzle:
         return torch.ones(1, self.num_cells, dtype=torch.bool)
 
     def symmetry(self, draws: Draws) -> Symmetry | None:
-        """Draw a symmetry for each example: question and answer transformed alike are a puzzle
-        and its answer again. None if the puzzle has no symmetry."""
+        """Draw a symmetry for each example; None if the puzzle has none.
+
+        Question and answer, transformed alike, must be a puzzle and its answer again.
+        """
         return None
 
     def conflicts(self, question: Sequence[int], answer: Sequence[int]) -> list[str]:
