@@ -1,0 +1,94 @@
+"""Made-up puzzles as splits that share nothing: which split owns a puzzle, and drawing until full.
+
+A puzzle is told from others by its *fingerprint*, an int64 number that is equal for questions that
+a symmetry of the puzzle turns into each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from latent_reason.data.puzzles import Draws
+from latent_reason.errors import ConfigError, DataError
+
+SPLITS = ("train", "val", "test")
+MAX_MISSES = 50_000
+"""Draws in a row without a new puzzle after which a split counts as used up."""
+_MAX_CHUNK = 1024
+_FIRST = 2**40  # far from the positions of a data order, which draws from the same seeds
+
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """A puzzle that can tell which questions are the same up to its symmetries."""
+
+    def fingerprints(self, questions: Tensor) -> Tensor:
+        """Return (B,) int64 numbers, equal for questions (B, S) equal up to symmetry."""
+        ...
+
+
+def hash_grids(grids: Tensor) -> Tensor:
+    """Return (B,) int64: a hash of grids (B, S) of tokens below 256 as they are."""
+    keys = Draws(torch.arange(grids.shape[1], device=grids.device), seed=0).bits(256)
+    return keys.gather(1, grids.long().t()).sum(dim=0)
+
+
+def home_splits(fingerprints: Tensor) -> list[str]:
+    """Return which of `SPLITS` owns each puzzle (B,): one in ten val, one in ten test."""
+    return [{0: "val", 1: "test"}.get(n, "train") for n in (fingerprints % 10).tolist()]
+
+
+def make_split(
+    puzzle: Fingerprinted,
+    draw: Callable[[Draws], tuple[Tensor, Tensor]],
+    num: int,
+    seed: int,
+    split: str,
+) -> tuple[Tensor, Tensor]:
+    """Draw puzzles until a split has enough, no two of them equal up to symmetry.
+
+    The same arguments give the same puzzles, and a larger `num` appends to those of a smaller one.
+
+    Args:
+        puzzle: tells which questions are the same.
+        draw: makes questions and answers (n, S) int64 from random numbers for C puzzles, where
+            n <= C of them are usable; each must depend on its own random numbers only.
+        num: puzzles wanted, 1 or more.
+        seed: any integer.
+        split: one of `SPLITS`.
+
+    Returns:
+        questions and answers, (num, S) int64 each.
+
+    Raises:
+        ConfigError: for a split or a number that is not possible.
+        DataError: if no more puzzles of the split are found.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}")
+    if num < 1:
+        raise ConfigError(f"num: got {num}, expected 1 or more")
+    seen: set[int] = set()
+    kept: list[tuple[Tensor, Tensor]] = []
+    start, chunk, misses = _FIRST, 64, 0
+    while len(seen) < num:
+        questions, answers = draw(Draws(torch.arange(start, start + chunk), seed))
+        prints = puzzle.fingerprints(questions)
+        new = []
+        for row, (key, home) in enumerate(zip(prints.tolist(), home_splits(prints), strict=True)):
+            if home == split and key not in seen and len(seen) < num:
+                seen.add(key)
+                new.append(row)
+        kept.append((questions[new], answers[new]))
+        misses = 0 if new else misses + chunk
+        if misses >= MAX_MISSES:
+            raise DataError(
+                f"found only {len(seen)} different puzzles for split {split!r}, not {num}; "
+                "ask for fewer, or for a larger or easier kind"
+            )
+        start, chunk = start + chunk, min(2 * chunk, _MAX_CHUNK)
+    return torch.cat([q for q, _ in kept]), torch.cat([a for _, a in kept])
