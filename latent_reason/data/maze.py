@@ -110,7 +110,7 @@ class Maze(Puzzle):
         if length > shortest:
             found.append(f"the path takes {length} moves, {length - shortest} more than needed")
         if stray := int(path.sum()) - (length - 1):
-            found.append(f"{stray} path cells are off the way from S to G")
+            found.append(f"path cells off the way from S to G: {stray}")
         return found
 
     def generate(

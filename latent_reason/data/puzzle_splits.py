@@ -7,6 +7,7 @@ a symmetry of the puzzle turns into each other.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -16,7 +17,7 @@ from latent_reason.data.puzzles import Draws
 from latent_reason.errors import ConfigError, DataError
 
 SPLITS = ("train", "val", "test")
-MAX_MISSES = 50_000
+MAX_MISSES = 20_000
 """Draws in a row without a new puzzle after which a split counts as used up."""
 _MAX_CHUNK = 1024
 _FIRST = 2**40  # far from the positions of a data order, which draws from the same seeds
@@ -33,8 +34,14 @@ class Fingerprinted(Protocol):
 
 def hash_grids(grids: Tensor) -> Tensor:
     """Return (B,) int64: a hash of grids (B, S) of tokens below 256 as they are."""
-    keys = Draws(torch.arange(grids.shape[1], device=grids.device), seed=0).bits(256)
+    keys = _keys(grids.shape[1], grids.device)
     return keys.gather(1, grids.long().t()).sum(dim=0)
+
+
+@lru_cache(maxsize=4)
+def _keys(num_cells: int, device: torch.device) -> Tensor:
+    """Return (num_cells, 256) int64, a random number for every token in every cell."""
+    return Draws(torch.arange(num_cells, device=device), seed=0).bits(256)
 
 
 def home_splits(fingerprints: Tensor) -> list[str]:
@@ -88,7 +95,7 @@ def make_split(
         if misses >= MAX_MISSES:
             raise DataError(
                 f"found only {len(seen)} different puzzles for split {split!r}, not {num}; "
-                "ask for fewer, or for a larger or easier kind"
+                "ask for fewer, larger or easier ones"
             )
         start, chunk = start + chunk, min(2 * chunk, _MAX_CHUNK)
     return torch.cat([q for q, _ in kept]), torch.cat([a for _, a in kept])
