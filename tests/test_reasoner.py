@@ -6,8 +6,9 @@ import pytest
 import torch
 from twin import KINDS, LENGTH, MASK, MIXERS, NUM, SIZE, make_config, make_states, where_of
 
+from latent_reason.config import TrainConfig
 from latent_reason.layers import rms_norm
-from latent_reason.optim import make_optimizer
+from latent_reason.optim import make_optimizers
 from latent_reason.reasoner import Reasoner
 
 
@@ -75,7 +76,8 @@ def test_fresh_net_with_zero_residuals_only_normalises(mixer: str) -> None:
 def test_zero_residuals_come_alive_after_one_step(kind: str, mixer: str, gradient: str) -> None:
     config = make_config(kind, mixer=mixer, gradient=gradient, residual_init="zero")
     reasoner, target = Reasoner(config, LENGTH), torch.randn(NUM, LENGTH, SIZE)
-    optimizer = make_optimizer(reasoner, 1e-3, 0.0)
+    train = TrainConfig(learning_rate=1e-3, weight_decay=0.0)
+    (optimizer,) = make_optimizers(reasoner, train)
     alive = []
     for _ in range(2):
         optimizer.zero_grad()
