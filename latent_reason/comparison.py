@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +14,8 @@ from latent_reason.controls import AnswerLM
 from latent_reason.evaluation import Evaluator, trace
 from latent_reason.experiment import Run
 from latent_reason.latent_reasoner import LatentReasoner
-from latent_reason.report import format_table, write_report
-from latent_reason.runs import environment, peak_memory_gib, write_json
+from latent_reason.run_frame import facts_of
+from latent_reason.runs import commit
 from latent_reason.training import Trainer
 
 NUM_SAMPLES = 6
@@ -40,8 +40,9 @@ def train_reasoner(
         counter = val.by_refinement_steps(model, [limit])[limit]
         return {"val/exact_accuracy": counter.exact_accuracy, "val/accuracy": counter.accuracy}
 
-    trainer = Trainer(run.accelerator, model, run.data["train"], train, folder, evaluate, run.say)
-    finish(run, trainer, folder)
+    data, options = run.data["train"], through_base(train)
+    trainer = Trainer(run.accelerator, model, data, train, folder, evaluate, run.say, options)
+    run.train(trainer, folder)
     return model, trainer
 
 
@@ -60,32 +61,15 @@ def train_control(run: Run, kind: Literal["lora", "pause"], train: TrainConfig, 
     trainer = Trainer(
         run.accelerator, model, run.datasets["train"], train, folder, evaluate, run.say
     )
-    finish(run, trainer, folder)
+    run.train(trainer, folder)
     counter = Evaluator(run.datasets["test"], run.accelerator).by_base(model)
     names = {"lora": "control: LoRA on the base", "pause": "control: pause slots"}
-    run.add(names[kind], "test", None, counter, **facts_of(trainer))
+    run.add(names[kind], run.task, "test", None, counter, **facts_of(trainer))
 
 
-def finish(run: Run, trainer: Trainer, folder: Path) -> None:
-    """Resume if there is something to resume, train to the end, take the best weights."""
-    if trainer.resume():
-        run.say(f"resumed {folder} at step {trainer.step}")
-    stopped = trainer.run()
-    if stopped:
-        run.say(f"stopped by signal {stopped} after step {trainer.step}; a checkpoint is saved")
-        run.say(f"resume with: python recipes/train_latent_trm.py --resume {run.folder}")
-        raise SystemExit(128 + stopped)
-    trainer.use_best_weights()
-
-
-def facts_of(trainer: Trainer) -> dict[str, Any]:
-    """Return what a row says of a training."""
-    size = sum(p.numel() for p in trainer.trainable)
-    return {
-        "trainable_parameters": size,
-        "train_seconds": round(trainer.seconds, 1),
-        "train_steps": trainer.step,
-    }
+def through_base(train: TrainConfig) -> Callable[[float, int], dict[str, Any]]:
+    """Return the options of a training step: whether writer soft learns through the base yet."""
+    return lambda progress, max_steps: {"through_base": progress >= train.through_base_from}
 
 
 def evaluate_reasoner(run: Run, model: LatentReasoner, trainer: Trainer) -> None:
@@ -94,20 +78,19 @@ def evaluate_reasoner(run: Run, model: LatentReasoner, trainer: Trainer) -> None
     trained = config.train.halt.max_steps_at(1.0)
     steps = sorted({*config.refinement_steps, trained})
     for step, counter in run.evaluator("test").by_refinement_steps(model, steps).items():
-        run.add("latent reasoner", "test", step, counter, **facts)
+        run.add("latent reasoner", run.task, "test", step, counter, **facts)
     counter, mean_steps = run.evaluator("test").by_halting(model, max(steps))
     name = f"latent reasoner, halts itself at {mean_steps:.1f} on average"
-    run.add(name, "test", max(steps), counter, mean_refinement_steps=mean_steps)
+    run.add(name, run.task, "test", max(steps), counter, mean_refinement_steps=mean_steps)
     slots = run.evaluator("test").by_slots(model, trained)
     for name in ("shuffled slots", "mean slots", "no slots"):
-        run.add(f"latent reasoner, {name}", "test", trained, slots[name])
+        run.add(f"latent reasoner, {name}", run.task, "test", trained, slots[name])
     for split in [*run.data][3:]:
         counter = run.evaluator(split).by_refinement_steps(model, [trained])[trained]
-        run.add("latent reasoner", split, trained, counter)
+        run.add("latent reasoner", run.task, split, trained, counter)
     bare = AnswerLM(run.llm, "bare", run.num_slots, config.model.answer_delimiter)
-    run.add(
-        "bare base", "test", None, Evaluator(run.datasets["test"], run.accelerator).by_base(bare)
-    )
+    counter = Evaluator(run.datasets["test"], run.accelerator).by_base(bare)
+    run.add("bare base", run.task, "test", None, counter)
 
 
 def run_controls(run: Run, reasoner: Trainer) -> None:
@@ -123,7 +106,7 @@ def run_controls(run: Run, reasoner: Trainer) -> None:
     once = dataclasses.replace(run.config.model.reasoner, L_cycles=1, H_cycles=1, gradient_cycles=1)
     model, trainer = train_reasoner(run, run.folder / "controls" / "one_pass", train, once)
     counter = run.evaluator("test").by_refinement_steps(model, [1])[1]
-    run.add("control: same network, one pass", "test", 1, counter, **facts_of(trainer))
+    run.add("control: same network, one pass", run.task, "test", 1, counter, **facts_of(trainer))
     for kind in ("lora", "pause"):
         run.say(f"control: {kind}, {seconds:.0f} s")
         train_control(run, kind, train, size)
@@ -136,29 +119,13 @@ def write_results(run: Run, model: LatentReasoner) -> None:
     samples = trace(model, run.data["test"], NUM_SAMPLES, steps)
     if not run.accelerator.is_main_process:
         return
-    about = environment()
-    results = {
-        "schema_version": 1,
-        "preset": run.name,
-        "seed": run.config.train.seed,
-        "commit": about["commit"],
-        "hardware": about["hardware"],
-        "wall_seconds": round(time.perf_counter() - run.started, 1),
-        "peak_memory_gib": round(peak_memory_gib(), 2),
-        "command": about["command"],
-        "base": run.llm.name,
-        "base_prompts_read": run.llm.num_prompts,
-        "base_unchanged": run.llm.sha256() == run.base_digest,
-        "halt_max_steps": trained,
-        "rows": run.rows,
-    }
-    write_json(run.folder / "results.json", results)
-    write_json(run.folder / "samples.json", samples)
-    table = format_table(run.rows)
-    card = f"# Latent reasoner for {run.llm.name}\n\nPreset {run.name}, seed {results['seed']}, "
-    card += f"commit {results['commit']}.\n\n```\n{table}\n```\n"
+    table = run.write_results(
+        samples,
+        base=run.llm.name,
+        base_prompts_read=run.llm.num_prompts,
+        base_unchanged=run.llm.sha256() == run.base_digest,
+    )
+    card = f"# Latent reasoner for {run.llm.name}\n\nPreset {run.name}, seed "
+    card += f"{run.config.train.seed}, commit {commit()}.\n\n```\n{table}\n```\n"
     model.save_pretrained(run.folder / "adapter", card=card)
-    report = write_report(run.folder)
-    run.say(f"\n{table}\n")
-    run.say(f"report: {report}")
     run.say(f"adapter: {run.folder / 'adapter'}")

@@ -67,7 +67,9 @@ class ReasonerConfig(JsonConfig):
     num_heads: int = 4
     """Attention heads."""
     expansion: float = 4.0
-    """SwiGLU width over D, before the 2/3 factor and rounding up to a multiple of 256."""
+    """SwiGLU width over D, before the 2/3 factor and rounding up."""
+    width_multiple: int = 256
+    """SwiGLU widths are rounded up to a multiple of this; 256 in the originals."""
     L_layers: int = 2
     """Blocks of the net that updates z_L (and z_H for trm)."""
     H_layers: int = 0
@@ -96,7 +98,8 @@ class ReasonerConfig(JsonConfig):
 
     def __post_init__(self) -> None:
         self.check_types()
-        for name in ("hidden_size", "num_heads", "L_layers", "L_cycles", "H_cycles"):
+        counts = ("hidden_size", "num_heads", "width_multiple", "L_layers", "L_cycles", "H_cycles")
+        for name in counts:
             check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         check(
             self.hidden_size % (2 * self.num_heads) == 0,
@@ -185,6 +188,56 @@ class LatentReasonerConfig(JsonConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PuzzleModelConfig(JsonConfig):
+    """What is built around the reasoner for a grid puzzle."""
+
+    reasoner: ReasonerConfig = field(default_factory=ReasonerConfig)
+    """The recursion."""
+    vocab_size: int = 11
+    """V, tokens: padding (0) and the symbols of the puzzle."""
+    num_cells: int = 81
+    """S, cells of the grid; with mixer "groups" a trained model takes other sizes too."""
+    symbol_states: bool = False
+    """One state for each symbol of each cell, all symbols alike (mixer "groups" only); token 1 is
+    the blank and has none."""
+    num_puzzles: int = 1
+    """Rows of the puzzle table."""
+    puzzle_emb_size: int = 0
+    """Width of a puzzle's learned embedding; 0: none."""
+    puzzle_emb_len: int = 0
+    """Prefix positions that hold the embedding, padded with zeros."""
+    loss: Literal["softmax", "stablemax"] = "softmax"
+    """How logits become probabilities."""
+    q_continue: bool = False
+    """Learn to halt by Q-learning with a second output for going on, as HRM."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.reasoner, Mapping):
+            object.__setattr__(self, "reasoner", ReasonerConfig.from_dict(self.reasoner))
+        self.check_types()
+        for name, least in (("vocab_size", 2), ("num_cells", 1), ("num_puzzles", 1)):
+            check(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
+        size, length = self.puzzle_emb_size, self.puzzle_emb_len
+        check(size >= 0, "puzzle_emb_size", size, "at least 0")
+        least = -(-size // self.reasoner.hidden_size)
+        fits = length >= least if size else length == 0
+        expected = f"at least {least} to hold puzzle_emb_size {size}" if size else "0 without one"
+        check(fits, "puzzle_emb_len", length, expected)
+        losses = ("softmax", "stablemax")
+        check(self.loss in losses, "loss", self.loss, f"one of {losses}")
+        groups = self.reasoner.mixer == "groups"
+        check(
+            groups or not self.symbol_states, "symbol_states", True, "False unless mixer 'groups'"
+        )
+        check(
+            not groups or self.puzzle_emb_len == 0,
+            "puzzle_emb_len",
+            self.puzzle_emb_len,
+            "0 with mixer 'groups' (a prefix belongs to no group)",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class HaltConfig(JsonConfig):
     """When an example of a training batch ends and its slot is refilled."""
 
@@ -251,8 +304,8 @@ class TrainConfig(JsonConfig):
     """Steps of linear warm-up."""
     cooldown: float = 0.3
     """Last share of training over which the learning rate falls linearly to 2 % of its peak."""
-    grad_clip: float = 1.0
-    """Largest gradient norm."""
+    grad_clip: float | None = 1.0
+    """Largest gradient norm; None: no clipping, as the originals."""
     ema_decay: float = 0.99
     """Decay of the exponential moving average of the trainable weights, used for evaluation."""
     halt: HaltConfig = field(default_factory=HaltConfig)
@@ -288,7 +341,8 @@ class TrainConfig(JsonConfig):
             rate = getattr(self, name)
             check(0 < rate <= 0.1, name, rate, "above 0 and at most 0.1")
         check(0 < self.beta2 < 1, "beta2", self.beta2, "between 0 and 1")
-        check(self.grad_clip > 0, "grad_clip", self.grad_clip, "above 0")
+        clip = self.grad_clip
+        check(clip is None or clip > 0, "grad_clip", clip, "None or above 0")
         check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "from 0 to below 1")
         for name in ("cooldown", "through_base_from"):
             check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
@@ -301,10 +355,10 @@ class TrainConfig(JsonConfig):
             return min(1.0, seconds / self.max_seconds)
         return min(1.0, step / self.max_steps)
 
-    def learning_rate_at(self, step: int, progress: float) -> float:
-        """Return the rate of optimizer step `step` (from 0): linear warm-up, flat, cooldown."""
+    def learning_rate_factor(self, step: int, progress: float) -> float:
+        """Return the share of the peak rates at step `step` (from 0): warm-up, flat, cooldown."""
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
         if self.cooldown == 0:
-            return self.learning_rate * warm
+            return warm
         left = (1 - progress) / self.cooldown
-        return self.learning_rate * warm * min(1.0, max(0.02, left))
+        return warm * min(1.0, max(0.02, left))

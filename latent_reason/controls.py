@@ -43,7 +43,7 @@ class AnswerOutput:
         steps = torch.where(self.carry.halted, 0, self.carry.refinement_steps) + 1
         halted = torch.zeros_like(self.carry.halted)
         self.carry = replace(self.carry, refinement_steps=steps, halted=halted)
-        self.q_halt_logits = torch.zeros_like(steps, dtype=torch.float32)
+        self.stop = torch.zeros_like(halted)
         if self.correct is None:
             self.correct = torch.zeros_like(self.carry.halted)
 

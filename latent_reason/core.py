@@ -29,6 +29,11 @@ class ReasonerOutput:
     carry: Carry
     correct: Tensor | None
 
+    @property
+    def stop(self) -> Tensor:
+        """(B,) bool: the halting head takes the answer for right."""
+        return self.q_halt_logits > 0
+
 
 class LatentCore(nn.Module):
     """Everything that trains and is saved: reader, reasoner, writer, halting head.

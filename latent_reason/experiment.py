@@ -5,15 +5,10 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
-from accelerate.utils import broadcast, parse_flag_from_env
 
 from latent_reason.config import JsonConfig, LatentReasonerConfig, TrainConfig, check
 from latent_reason.data.features import StateCache
@@ -24,9 +19,8 @@ from latent_reason.data.text import TextDataset
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.evaluation import Evaluator
 from latent_reason.llm import FrozenLLM
-from latent_reason.metrics import AccuracyCounter
-from latent_reason.runs import check_world, environment, write_json
-from latent_reason.training import local_batch_size, use_bf16
+from latent_reason.run_frame import RunFrame, Tracker
+from latent_reason.training import use_bf16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +52,7 @@ class RunConfig(JsonConfig):
     """Also train the same network in one pass, LoRA and pause slots for as long."""
     output_dir: Path | None = None
     """Run folder; runs/PRESET-TIME if not given."""
-    log_with: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    log_with: Tracker = "none"
     """Tracker besides metrics.jsonl."""
 
     def __post_init__(self) -> None:
@@ -104,14 +98,7 @@ def load_examples(config: RunConfig) -> dict[str, list[Example]]:
     return {"train": rows[: -config.num_val], "val": rows[-config.num_val :], "test": test}
 
 
-def start_time() -> str:
-    """Return the time now, as the main process sees it, for the name of the run folder."""
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    now = broadcast(torch.tensor(int(time.time()), device=state.device))
-    return time.strftime("%Y%m%d-%H%M%S", time.localtime(now.item()))
-
-
-class Run:
+class Run(RunFrame):
     """One run: base, data, run folder and the rows of its table.
 
     Raises:
@@ -119,20 +106,8 @@ class Run:
     """
 
     def __init__(self, name: str, config: RunConfig, resume: bool) -> None:
-        self.name, self.config, self.resume = name, config, resume
-        self.started = time.perf_counter()
-        tracker = None if config.log_with == "none" else config.log_with
-        if tracker is not None and find_spec(tracker) is None:
-            raise ConfigError(f"log_with: {tracker} is not installed; run pip install {tracker}")
-        self.folder = config.output_dir or Path("runs") / f"{name}-{start_time()}"
-        self.accelerator = Accelerator(
-            mixed_precision="no",  # the training loop itself decides on bf16
-            log_with=tracker,
-            project_dir=str(self.folder),
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-        )
-        check_world(self.accelerator)
-        local_batch_size(config.train, self.accelerator.num_processes)
+        super().__init__("train_latent_trm.py", name, config, resume)
+        self.config = config
         self.llm = FrozenLLM.load(config.base)
         self.llm.num_features(config.model.read_layers)
         self.examples = load_examples(config)
@@ -144,7 +119,6 @@ class Run:
         for split in [*self.examples][1:]:
             self.datasets[split] = self.dataset(split, self.num_slots, files)
         self.task = config.train_data.stem if config.train_data else config.task
-        self.rows: list[dict[str, Any]] = []
 
     def dataset(
         self, split: str, num_slots: int | None, files: dict[str, Path | None]
@@ -160,31 +134,13 @@ class Run:
         data = TextDataset.build(both, self.llm.tokenizer, num_slots, source)
         return TextDataset(rows, **data.batch(torch.arange(first, len(both))))
 
-    def say(self, text: str) -> None:
-        """Print on the main process, at once."""
-        if self.accelerator.is_main_process:
-            print(text, flush=True)  # noqa: T201
-
     def prepare(self) -> None:
         """Move the base to the device, make the run folder, read all prompts once."""
         self.llm.to(self.accelerator.device)
-        if self.accelerator.is_main_process:
-            if not self.resume and (self.folder / "config.json").exists():
-                raise ConfigError(
-                    f"{self.folder}: holds a run already; resume it with --resume {self.folder} "
-                    "or choose another --output-dir"
-                )
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not self.resume:
-                write_json(
-                    self.folder / "config.json", {"preset": self.name} | self.config.to_dict()
-                )
-            write_json(self.folder / "environment.json", environment())
+        self.open_folder()
         self.base_digest = self.llm.sha256()
         with self.accelerator.main_process_first():
             self.data = {split: self.cached(split) for split in self.datasets}
-        if self.config.log_with != "none":
-            self.accelerator.init_trackers("latent_reason", config={"preset": self.name})
 
     def cached(self, split: str) -> StateCache:
         """Let the base read a split once and keep its states on disk."""
@@ -196,13 +152,6 @@ class Run:
         layers = self.config.model.read_layers
         folder = self.folder / "states"
         return StateCache(self.datasets[split], self.llm, layers, folder, progress=progress)
-
-    def add(
-        self, system: str, split: str, steps: int | None, counter: AccuracyCounter, **facts: Any
-    ) -> None:
-        """Add a row to the table."""
-        row = {"system": system, "task": self.task, "split": split, "refinement_steps": steps}
-        self.rows.append(row | counter.as_dict() | facts)
 
     def evaluator(self, split: str) -> Evaluator:
         """Return an evaluator of a split in the precision of training."""

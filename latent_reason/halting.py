@@ -6,7 +6,7 @@ instead of leaving the batch, so no rank ever waits for another (an early exit w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -54,6 +54,15 @@ def reset_halted(carry: Carry, z_H: Tensor, z_L: Tensor) -> Carry:
     )
 
 
+def refill(carry: Carry, fresh: dict[str, Tensor]) -> Carry:
+    """Return the carry with fresh data, (B, ...) each, in its halted slots."""
+    data = {}
+    for key, value in fresh.items():
+        halted = carry.halted.view(-1, *[1] * (value.ndim - 1))
+        data[key] = torch.where(halted, value, carry.data[key]) if key in carry.data else value
+    return replace(carry, data=data)
+
+
 def minimum_steps(
     num: int, max_steps: int, exploration_prob: float, seed: int, step: int
 ) -> Tensor:
@@ -73,9 +82,14 @@ def minimum_steps(
     return torch.from_numpy(np.where(explore, drawn, 0))
 
 
-def should_halt(
-    q_halt_logits: Tensor, refinement_steps: Tensor, max_steps: int, minimum: Tensor
-) -> Tensor:
-    """Return (B,) bool: at the limit, or the halting head says stop and the minimum is reached."""
-    stop = (q_halt_logits > 0) & (refinement_steps >= minimum.to(refinement_steps.device))
+def should_halt(stop: Tensor, refinement_steps: Tensor, max_steps: int, minimum: Tensor) -> Tensor:
+    """Return (B,) bool: at the limit, or the halting head says stop and the minimum is reached.
+
+    Args:
+        stop: (B,) bool, what the halting head says.
+        refinement_steps: (B,) int64, steps the example has had.
+        max_steps: the limit.
+        minimum: (B,) int64 from `minimum_steps`.
+    """
+    stop = stop & (refinement_steps >= minimum.to(refinement_steps.device))
     return (refinement_steps >= max_steps) | stop

@@ -14,9 +14,6 @@ from torch import Tensor, nn
 
 from latent_reason.config import ReasonerConfig
 
-NAIVE_ATTENTION_BELOW = 200
-"""On CPU, hand-written attention is faster than the fused kernel for fewer positions."""
-
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
     """Divide (..., D) by its root mean square over D; computed in fp32, returned in x's dtype."""
@@ -31,17 +28,18 @@ def init_linear(linear: nn.Linear) -> nn.Linear:
     return linear
 
 
-def swiglu_width(size: int, expansion: float) -> int:
-    """Return round(expansion * size * 2/3), rounded up to a multiple of 256."""
-    return -(-max(1, round(expansion * size * 2 / 3)) // 256) * 256
+def swiglu_width(size: int, config: ReasonerConfig) -> int:
+    """Return round(expansion * size * 2/3), rounded up to a multiple of `width_multiple`."""
+    width, multiple = round(config.expansion * size * 2 / 3), config.width_multiple
+    return -(-max(1, width) // multiple) * multiple
 
 
 class SwiGLU(nn.Module):
     """down(silu(gate) * up) over the last axis: (..., size) to (..., size), gate and up fused."""
 
-    def __init__(self, size: int, expansion: float) -> None:
+    def __init__(self, size: int, config: ReasonerConfig) -> None:
         super().__init__()
-        width = swiglu_width(size, expansion)
+        width = swiglu_width(size, config)
         self.gate_up_proj = init_linear(nn.Linear(size, 2 * width, bias=False))
         self.down_proj = init_linear(nn.Linear(width, size, bias=False))
 
@@ -59,7 +57,8 @@ def position_ids(attention_mask: Tensor) -> Tensor:
 def rotary_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """Return cos and sin, each (B, 1, S, head_dim / 2) fp32, for integer positions (B, S)."""
     exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
-    angles = positions[:, None, :, None].float() * theta ** -(exponent / head_dim)
+    # Rounded as in the originals: their published weights must give their outputs.
+    angles = positions[:, None, :, None].float() * (1.0 / theta ** (exponent / head_dim))
     return angles.cos(), angles.sin()
 
 
@@ -73,13 +72,8 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Softmax attention, (B, N, S, head_dim) each; bias (B, 1, 1, S) is added to the scores."""
-    if q.device.type != "cpu" or k.shape[2] >= NAIVE_ATTENTION_BELOW:
-        mask = None if bias is None else bias.to(q.dtype)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    if bias is not None:
-        scores = scores + bias
-    return scores.float().softmax(dim=-1).to(v.dtype) @ v
+    mask = None if bias is None else bias.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -99,10 +93,15 @@ class Positions:
         positions: integer positions (B, S), or None for no position embedding.
         mask: True where a position holds something, (B, S), or None for all.
         config: gives head width and rotary base.
+        groups: sets of cells (G, S), above zero for the cells of a group; for mixer "groups".
     """
 
     def __init__(
-        self, config: ReasonerConfig, positions: Tensor | None, mask: Tensor | None = None
+        self,
+        config: ReasonerConfig,
+        positions: Tensor | None,
+        mask: Tensor | None = None,
+        groups: Tensor | None = None,
     ) -> None:
         self.rotary: tuple[Tensor, Tensor] | None = None
         if positions is not None and config.positions == "rope":
@@ -112,6 +111,12 @@ class Positions:
         if mask is not None:
             self.bias = torch.zeros(mask.shape, device=mask.device)
             self.bias = self.bias.masked_fill(~mask.bool(), -1e9)[:, None, None, :]
+        self.gather: Tensor | None = None
+        self.scatter: Tensor | None = None
+        if groups is not None:
+            member = (groups > 0).float()
+            self.gather = member / member.sum(dim=1, keepdim=True)
+            self.scatter = (member / member.sum(dim=0)).T.contiguous()
 
 
 class Attention(nn.Module):
@@ -160,13 +165,46 @@ class CrossAttention(nn.Module):
 class TokenMixer(nn.Module):
     """SwiGLU over positions: (B, S, D) to (B, S, D) for one fixed S, as in TRM's MLP variant."""
 
-    def __init__(self, num_positions: int, expansion: float) -> None:
+    def __init__(self, num_positions: int, config: ReasonerConfig) -> None:
         super().__init__()
-        self.mlp_t = SwiGLU(num_positions, expansion)
+        self.mlp_t = SwiGLU(num_positions, config)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the positions of x (B, S, D), each feature alike."""
         return self.mlp_t(x.transpose(1, 2)).transpose(1, 2)
+
+
+class GroupMixer(nn.Module):
+    """Messages between cells that share a group, and between the symbols of a cell.
+
+    A group sees the mean of what its cells say, thinks by a SwiGLU, and every cell takes the mean
+    of its groups. With a state for each (symbol, cell) the symbols share all weights and exchange
+    means within a cell. Nothing depends on the order of cells, groups or symbols, nor on their
+    number, so the symmetries of the puzzle hold exactly and one net serves every size.
+
+    Source: the messages of recurrent relational networks (Palm et al., arXiv 1711.08028) on groups
+    in place of pairs; states per symbol as in SE-RRM (arXiv 2603.02193).
+    """
+
+    def __init__(self, config: ReasonerConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.in_proj = init_linear(nn.Linear(size, 2 * size, bias=False))
+        self.group_proj = init_linear(nn.Linear(size, 2 * size, bias=False))
+        self.o_proj = init_linear(nn.Linear(size, size, bias=False))
+        self.symbol_proj = init_linear(nn.Linear(size, size, bias=False))
+
+    def forward(self, x: Tensor, where: Positions) -> Tensor:
+        """Mix x (B, C * S, D), C symbols of S cells, with the groups in `where`."""
+        assert where.gather is not None and where.scatter is not None
+        gather, scatter = where.gather.to(x.dtype), where.scatter.to(x.dtype)
+        num_cells = gather.shape[1]
+        said = F.silu(self.in_proj(x)).view(len(x), -1, num_cells, 2 * x.shape[-1])
+        to_groups, to_symbols = said.chunk(2, dim=-1)
+        gate, up = self.group_proj(gather @ to_groups).chunk(2, dim=-1)
+        heard = scatter @ self.o_proj(F.silu(gate) * up)
+        heard = heard + self.symbol_proj(to_symbols.mean(dim=1, keepdim=True))
+        return heard.flatten(1, 2)
 
 
 class Block(nn.Module):
@@ -181,20 +219,22 @@ class Block(nn.Module):
     def __init__(self, config: ReasonerConfig, num_positions: int | None = None) -> None:
         super().__init__()
         self.eps = config.norm_eps
-        self.mlp = SwiGLU(config.hidden_size, config.expansion)
+        self.mlp = SwiGLU(config.hidden_size, config)
         self.mixer: TokenMixer | None = None
-        self.self_attn: Attention | None = None
+        self.self_attn: Attention | GroupMixer | None = None
         if config.mixer == "mlp":
             if num_positions is None:
                 raise ValueError("num_positions: the 'mlp' mixer needs the number of positions")
-            self.mixer = TokenMixer(num_positions, config.expansion)
+            self.mixer = TokenMixer(num_positions, config)
         else:
-            self.self_attn = Attention(config)
+            self.self_attn = (
+                Attention(config) if config.mixer == "attention" else GroupMixer(config)
+            )
         if config.residual_init == "zero":
-            outputs = [m.down_proj for m in self.modules() if isinstance(m, SwiGLU)]
-            outputs += [self.self_attn.o_proj] if self.self_attn is not None else []
-            for linear in outputs:
-                nn.init.zeros_(linear.weight)
+            for name, module in self.named_modules():
+                if name.endswith(("down_proj", "o_proj", "symbol_proj")):
+                    assert isinstance(module, nn.Linear)
+                    nn.init.zeros_(module.weight)
 
     def forward(self, x: Tensor, where: Positions) -> Tensor:
         """Map x (B, S, D) to (B, S, D); the token mixer ignores `where`."""

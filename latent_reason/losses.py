@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,22 +11,40 @@ from torch import Tensor
 IGNORE_INDEX = -100
 
 
-def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def stablemax_log_probs(logits: Tensor) -> Tensor:
+    """Return log(s(x) / sum s(x)) over the last axis in fp64; s(x) = x + 1, below zero 1 / (1 - x).
+
+    Source: HRM's losses.py; Prieto et al., arXiv 2501.04697 (there s is called StableMax).
+    """
+    x = logits.double()
+    s = torch.where(x >= 0, x + 1, 1 / (1 - x.clamp(max=0)))
+    return (s / s.sum(dim=-1, keepdim=True)).log()
+
+
+def answer_loss(
+    logits: Tensor, labels: Tensor, kind: Literal["softmax", "stablemax"] = "softmax"
+) -> Tensor:
     """Cross entropy in nats per labelled token, mean within an example, then over examples.
 
     Args:
         logits: (B, K, V), any float dtype.
-        labels: (B, K) token ids, -100 is ignored; every row has at least one label.
+        labels: (B, K) token ids, -100 is ignored; a row without a label counts as zero.
+        kind: how logits become probabilities.
 
     Returns:
         A scalar; the mean over local examples, so that averaging over ranks of equal batch
         size gives the global mean.
     """
-    loss = F.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
-    ).view(labels.shape)
-    labelled = (labels != IGNORE_INDEX).sum(dim=1)
-    return (loss.sum(dim=1) / labelled).mean()
+    labelled = labels != IGNORE_INDEX
+    if kind == "softmax":
+        loss = F.cross_entropy(
+            logits.float().flatten(0, 1), labels.flatten(), reduction="none"
+        ).view(labels.shape)
+    else:
+        target = labels.masked_fill(~labelled, 0)[..., None]
+        picked = stablemax_log_probs(logits).gather(-1, target).squeeze(-1)
+        loss = -picked.masked_fill(~labelled, 0.0)
+    return (loss.sum(dim=1) / labelled.sum(dim=1).clamp(min=1)).mean()
 
 
 def exactly_right(logits: Tensor, labels: Tensor) -> Tensor:

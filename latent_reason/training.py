@@ -8,6 +8,7 @@ process with batch 8 does exactly what two with batch 4 do.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,14 +18,14 @@ from typing import Any, Protocol, cast
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from latent_reason.checkpoint import latest_checkpoint, rotate_checkpoints, save_checkpoint
 from latent_reason.config import TrainConfig
-from latent_reason.data.order import rows_at
 from latent_reason.errors import CheckpointError, ConfigError, NonFiniteError
-from latent_reason.halting import Carry, minimum_steps, should_halt
+from latent_reason.halting import Carry, minimum_steps, refill, should_halt
 from latent_reason.metrics import IGNORE_INDEX, MetricsLog
-from latent_reason.optim import load_optimizer_tensors, make_ema, make_optimizer, optimizer_tensors
+from latent_reason.optim import load_optimizer_tensors, make_ema, make_optimizers, optimizer_tensors
 from latent_reason.runs import StopRequest
 
 SUMS = ("train/loss", "train/exact_accuracy", "train/refinement_steps", "right", "labelled")
@@ -35,15 +36,18 @@ class Data(Protocol):
 
     @property
     def num_tokens(self) -> int:
-        """T, tokens of the longest prompt."""
+        """Tokens of the longest prompt, or cells of a puzzle."""
         ...
 
     def __len__(self) -> int:
         """Return the number of examples."""
         ...
 
-    def batch(self, rows: Tensor) -> dict[str, Tensor]:
-        """Gather (B,) rows into the keyword arguments of the model."""
+    def at(self, positions: Tensor, seed: int) -> dict[str, Tensor]:
+        """Return the examples at positions (B,) of the endless data order: arguments of the model.
+
+        A pure function of (seed, position).
+        """
         ...
 
 
@@ -69,9 +73,18 @@ def use_bf16(config: TrainConfig, device: torch.device) -> bool:
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return what a checkpoint must hold of a model: trained parameters and the core's buffers."""
+    """Return what a checkpoint must hold of a model: trained parameters, buffers but the base's."""
     tensors = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
-    return tensors | {n: b for n, b in model.named_buffers() if n.startswith("core.")}
+    return tensors | {n: b for n, b in model.named_buffers() if not n.startswith("llm.")}
+
+
+def sparse_tables(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the embeddings of a model whose gradients are sparse, by name."""
+    return {
+        f"{name}.weight": module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and module.sparse
+    }
 
 
 class Trainer:
@@ -80,13 +93,15 @@ class Trainer:
     Args:
         accelerator: decides device and processes.
         model: offers `initial_carry(num, num_tokens)` and `model(carry=..., **batch)` giving an
-            output with loss, logits, q_halt_logits, correct and carry.
+            output with loss, logits, stop, correct and carry.
         data: training examples.
         config: how to train.
         run_dir: gets metrics.jsonl, perf.jsonl and checkpoints/.
         evaluate: called with the model holding averaged weights; returns `val/...` metrics, of
             which `val/exact_accuracy`, then `val/accuracy`, choose the best checkpoint.
         report: called on the main process with one line of progress.
+        options: called with (progress, most refinement steps now); returns further arguments of
+            the model.
 
     Raises:
         ConfigError: if the batch size is no multiple of the number of processes.
@@ -101,22 +116,28 @@ class Trainer:
         run_dir: Path,
         evaluate: Callable[[], dict[str, float]],
         report: Callable[[str], None] = print,
+        options: Callable[[float, int], dict[str, Any]] = lambda progress, max_steps: {},
     ) -> None:
         local = local_batch_size(config, accelerator.num_processes)
         self.accelerator, self.data, self.config, self.run_dir = accelerator, data, config, run_dir
-        self.evaluate, self.report = evaluate, report
+        self.evaluate, self.report, self.options = evaluate, report, options
         self.model = model.to(accelerator.device)
+        tables = sparse_tables(self.model)
+        # Their optimizer gathers sparse gradients itself; DDP cannot with every backend.
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, tables)
         self.wrapped = accelerator.prepare(self.model)
-        self.optimizer = make_optimizer(self.model, config.learning_rate, config.weight_decay)
+        self.optimizers = make_optimizers(self.model, config)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.trainable = nn.ParameterList(parameters)
+        self.tables = [*tables.values()]
+        dense = [p for p in parameters if not any(p is table for table in self.tables)]
+        self.trainable = nn.ParameterList(dense)
         self.ema = make_ema(self.trainable, config.ema_decay)
         self.averages = list(self.ema.parameters())
         self.bf16 = use_bf16(config, accelerator.device)
         self.step, self.seconds = 0, 0.0
         self.best: dict[str, Any] = {}
         self.best_weights: list[Tensor] = []
-        self.sums = dict.fromkeys(SUMS, 0.0)
+        self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=accelerator.device)
         self.num_sums = 0
         self.slots = slice(
             accelerator.process_index * local, (accelerator.process_index + 1) * local
@@ -164,54 +185,55 @@ class Trainer:
 
     def train_step(self) -> None:
         """Refill halted slots, run one refinement step, update weights, decide who halts."""
-        config, device = self.config, self.accelerator.device
-        carry, progress = self.carry, self.progress
-        position = carry.data["position"]
-        position = torch.where(carry.halted, position + config.batch_size, position)
-        carry.data["position"] = position
-        rows = rows_at(position.cpu(), config.seed, len(self.data))
-        batch: dict[str, Any] = {
-            key: value.to(device, non_blocking=True) for key, value in self.data.batch(rows).items()
-        }
-        if progress < config.through_base_from:
-            batch["through_base"] = False
-        rate = config.learning_rate_at(self.step, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        config, device, progress = self.config, self.accelerator.device, self.progress
+        max_steps = config.halt.max_steps_at(progress)
+        position = self.carry.data["position"] + config.batch_size
+        self.carry = refill(self.carry, {"position": position})
+        batch = self.data.at(self.carry.data["position"], config.seed)
+        batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+        factor = config.learning_rate_factor(self.step, progress)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
 
         self.wrapped.train()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            output = self.wrapped(carry=carry, **batch)
+            output = self.wrapped(carry=self.carry, **batch, **self.options(progress, max_steps))
         self.accelerator.backward(output.loss)
         self._update(output.loss)
 
         self.carry = output.carry
-        max_steps = config.halt.max_steps_at(progress)
         minimum = minimum_steps(
             config.batch_size, max_steps, config.halt.halt_exploration_prob, config.seed, self.step
         )[self.slots]
         self.carry.halted = should_halt(
-            output.q_halt_logits.detach(), self.carry.refinement_steps, max_steps, minimum
+            output.stop, self.carry.refinement_steps, max_steps, minimum
         )
         self.step += 1
         self._count(output, batch["labels"])
 
     def _update(self, loss: Tensor) -> None:
         """Clip, check on all ranks, step the optimizer and the moving average."""
-        norm = torch.nn.utils.clip_grad_norm_(list(self.trainable), self.config.grad_clip)
+        limit = self.config.grad_clip or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(list(self.trainable), limit)
+        for table in self.tables:
+            if table.grad is not None:
+                norm = norm + table.grad._values().abs().sum()
         if not torch.isfinite(norm):
             bad = [
                 name
                 for name, p in self.model.named_parameters()
-                if p.grad is not None and not p.grad.isfinite().all()
+                if p.grad is not None
+                and not (p.grad._values() if p.grad.is_sparse else p.grad).isfinite().all()
             ]
             raise NonFiniteError(
                 f"step {self.step + 1}, process {self.accelerator.process_index}: loss "
                 f"{loss.item()}, gradient of {bad[0] if bad else 'nothing'} is not finite; nothing "
                 "was updated; start again with a lower learning_rate or precision fp32"
             )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.ema.update_parameters(self.trainable)
 
     def _agree(self, stop: StopRequest) -> tuple[bool, int]:
@@ -231,26 +253,26 @@ class Trainer:
         labelled = labels != IGNORE_INDEX
         predicted = output.logits.detach()[:, : labels.shape[1]].argmax(dim=-1)
         values = (
-            output.loss.item(),
-            output.correct.float().mean().item(),
-            self.carry.refinement_steps.float().mean().item(),
-            ((predicted == labels) & labelled).sum().item(),
-            labelled.sum().item(),
+            output.loss.detach(),
+            output.correct.float().mean(),
+            self.carry.refinement_steps.float().mean(),
+            ((predicted == labels) & labelled).sum(),
+            labelled.sum(),
         )
-        for name, value in zip(SUMS, values, strict=True):
-            self.sums[name] += value
+        self.sums += torch.stack([value.double() for value in values])
         self.num_sums += 1
 
     def _log(self, log: MetricsLog | None) -> None:
         """Write the means since the last line to metrics.jsonl, timing to perf.jsonl."""
-        means = self._gather(*self.sums.values()).mean(dim=0) / self.num_sums
+        means = self._gather(*self.sums.tolist()).mean(dim=0) / self.num_sums
         row = dict(zip(SUMS, means.tolist(), strict=True))
         row["train/accuracy"] = row.pop("right") / row.pop("labelled")
-        self.sums, self.num_sums = dict.fromkeys(SUMS, 0.0), 0
+        self.sums, self.num_sums = torch.zeros_like(self.sums), 0
         if log is None:
             return
         config = self.config
-        row["train/learning_rate"] = config.learning_rate_at(self.step - 1, self.progress)
+        factor = config.learning_rate_factor(self.step - 1, self.progress)
+        row["train/learning_rate"] = config.learning_rate * factor
         row["train/max_refinement_steps"] = config.halt.max_steps_at(self.progress)
         log.write({"step": self.step, **row})
         self.accelerator.log(row, step=self.step)
@@ -277,7 +299,7 @@ class Trainer:
         score = [metrics["val/exact_accuracy"], metrics["val/accuracy"]]
         if not self.best or score >= self.best["score"]:
             self.best = {"step": self.step, "score": score}
-            self.best_weights = [p.detach().clone() for p in self.averages]
+            self.best_weights = [p.detach().clone() for p in [*self.averages, *self.tables]]
         if log is not None:
             log.write({"step": self.step, **metrics})
             self.accelerator.log(metrics, step=self.step)
@@ -291,12 +313,12 @@ class Trainer:
     def averaged_weights(self) -> Iterator[None]:
         """Let the model hold the averaged weights inside a `with` block."""
         raw = [p.detach().clone() for p in self.trainable]
-        self._set_weights(self.averages)
+        self._set_weights([*self.averages, *self.tables])
         self.model.eval()
         try:
             yield
         finally:
-            self._set_weights(raw)
+            self._set_weights([*raw, *self.tables])
 
     def use_best_weights(self) -> None:
         """Leave the model with the weights that were best on the validation split."""
@@ -305,7 +327,7 @@ class Trainer:
 
     @torch.no_grad()
     def _set_weights(self, weights: Iterable[Tensor]) -> None:
-        for parameter, weight in zip(self.trainable, weights, strict=True):
+        for parameter, weight in zip([*self.trainable, *self.tables], weights, strict=True):
             parameter.copy_(weight)
 
     def save(self) -> None:
@@ -313,7 +335,7 @@ class Trainer:
         carry = {k: self.accelerator.gather(v) for k, v in self.carry.tensors().items()}
         rng = torch.get_rng_state().to(self.accelerator.device)
         rng = self.accelerator.gather(rng[None])
-        sums = self._gather(*self.sums.values()).tolist()
+        sums = self._gather(*self.sums.tolist()).tolist()
         if self.accelerator.is_main_process:
             state = {
                 "config": self._settings(),
@@ -326,7 +348,7 @@ class Trainer:
                 "model": trainable_state(self.model),
                 "ema": {str(i): p.detach() for i, p in enumerate(self.averages)},
                 "best": {str(i): p for i, p in enumerate(self.best_weights)},
-                "optimizer": optimizer_tensors(self.optimizer),
+                "optimizer": optimizer_tensors(self.optimizers),
                 "carry": carry,
                 "rng": {"torch": rng, "num_averaged": self.ema.n_averaged},
             }
@@ -380,14 +402,14 @@ class Trainer:
         best = tensors["best"]
         self.best_weights = [best[str(i)].to(device) for i in range(len(best))]
         self.ema.n_averaged.copy_(tensors["rng"]["num_averaged"])
-        load_optimizer_tensors(self.optimizer, tensors["optimizer"])
+        load_optimizer_tensors(self.optimizers, tensors["optimizer"])
         carry = {k: v[self.slots].to(device) for k, v in tensors["carry"].items()}
         self.carry = Carry.from_tensors(carry)
         state, rank = saved.state, self.accelerator.process_index
         if len(state["sums"]) == self.accelerator.num_processes:
             # A copy, since torch crashes on a state that is not aligned in memory.
             torch.set_rng_state(tensors["rng"]["torch"][rank].clone())
-            self.sums = dict(zip(SUMS, state["sums"][rank], strict=True))
+            self.sums = torch.tensor(state["sums"][rank], dtype=torch.float64, device=device)
             self.num_sums = state["num_sums"]
         self.step, self.seconds, self.best = saved.step, state["seconds"], state["best"]
         return True

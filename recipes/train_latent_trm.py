@@ -15,13 +15,9 @@ report.html and adapter/. Expected figures stand in README.md and recipes/README
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import difflib
-import json
 import shutil
 import sys
-from pathlib import Path
 from typing import Any, Literal
 
 from transformers.utils import logging as transformers_logging
@@ -29,10 +25,9 @@ from transformers.utils import logging as transformers_logging
 from latent_reason.comparison import evaluate_reasoner, run_controls, train_reasoner, write_results
 from latent_reason.config import HaltConfig, LatentReasonerConfig, ReasonerConfig, TrainConfig
 from latent_reason.data import TASKS
-from latent_reason.errors import CheckpointError, ConfigError
 from latent_reason.experiment import Run, RunConfig
-from latent_reason.run_lock import RunLock
-from latent_reason.runs import read_options, run_script
+from latent_reason.run_frame import parse
+from latent_reason.runs import run_script
 
 
 def preset(
@@ -94,50 +89,13 @@ PRESETS: dict[str, tuple[str, RunConfig]] = {
 }
 
 
-def parse(argv: list[str]) -> tuple[str, RunConfig, bool]:
-    """Return (preset name, configuration, whether to resume).
-
-    Raises:
-        ConfigError: on an unknown preset or a value out of range.
-        CheckpointError: on a folder that cannot be resumed.
-    """
-    if argv and argv[0].startswith("--resume="):
-        argv = [*argv[0].split("=", 1), *argv[1:]]
-    if "--resume" in argv:
-        if len(argv) != 2 or argv[0] != "--resume":
-            raise ConfigError("--resume FOLDER takes no other options: the folder knows them")
-        folder = Path(argv[1])
-        try:
-            saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            name = saved.pop("preset")
-            config = RunConfig.from_dict(saved)
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(
-                f"{folder}: no run to resume ({error}); give a run folder with config.json"
-            ) from error
-        return name, dataclasses.replace(config, output_dir=folder), True
-    name = argv[0] if argv and not argv[0].startswith("-") else "default"
-    if name not in PRESETS:
-        close = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigError(f"preset {name!r}: unknown; {hint}there are {', '.join(PRESETS)}")
-    options = argv[1:] if argv and argv[0] == name else argv
-    described = "\n".join(f"  {key}: {text}" for key, (text, _) in PRESETS.items())
-    about = f"{__doc__}\nPresets (first argument):\n{described}"
-    return name, read_options(PRESETS[name][1], options, about), False
-
-
 def main() -> int:
     """Run the recipe; returns the exit code."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    name, config, resume = parse(sys.argv[1:])
+    name, config, resume = parse(sys.argv[1:], PRESETS, __doc__ or "")
     run = Run(name, config, resume)
-    run.say(f"run folder: {run.folder}")
-    lock = contextlib.nullcontext()
-    if run.accelerator.is_main_process:
-        lock = RunLock(run.folder)
-    with lock:
+    with run.lock():
         run.prepare()
         model, trainer = train_reasoner(run, run.folder, config.train)
         run.say("evaluating")

@@ -1,104 +1,130 @@
-"""One deep recursion against what the original TRM and HRM computed: states and gradients.
+"""Training and evaluation calls against what the original TRM and HRM computed.
 
-Reads `shared/golden` in or beside the repository; skips without it.
+Reads the folder named by LATENT_REASON_GOLDEN, or `shared/golden` in or beside the repository;
+skips without it.
 """
 
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
-from latent_reason.config import ReasonerConfig
-from latent_reason.layers import Positions
-from latent_reason.reasoner import Reasoner
+from latent_reason.config import PuzzleModelConfig
+from latent_reason.halting import refill, should_halt
+from latent_reason.puzzle_model import PuzzleModel
+from latent_reason.published_weights import from_published, original_config
 
 REPOSITORY = Path(__file__).parents[1]
-FILES = sorted(
-    path for top in (REPOSITORY, REPOSITORY.parent) for path in top.glob("shared/golden/*")
-)
-PREFIX = "weights/_orig_mod.model.inner."
+FOLDERS = [top / "shared/golden" for top in (REPOSITORY, REPOSITORY.parent)]
+if chosen := os.environ.get("LATENT_REASON_GOLDEN"):
+    FOLDERS = [Path(chosen)]
+FILES = sorted(path for folder in FOLDERS for path in folder.glob("*.safetensors"))
+DATA = ("inputs", "labels", "puzzle_identifiers")
 
 
-def original_name(name: str) -> str:
-    return name.replace("_H_level", "H_level").replace("mixer.mlp_t", "mlp_t")
+@dataclass
+class Case:
+    tensors: dict[str, Tensor]
+    config: dict[str, Any]
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        start = f"{prefix}/"
+        return {k.removeprefix(start): v for k, v in self.tensors.items() if k.startswith(start)}
+
+    def calls(self, kind: str) -> int:
+        return len({k.split("/")[0] for k in self.tensors if k.startswith(kind)})
+
+    def batch(self, index: int) -> dict[str, Tensor]:
+        return {key: self.tensors[f"batch{index}/{key}"].long() for key in DATA}
+
+    def model(self) -> PuzzleModel:
+        config: PuzzleModelConfig = original_config(self.config)
+        model = PuzzleModel(config)
+        model.load_state_dict(from_published(self.group("weights"), config))
+        return model
 
 
-def embed(weights: dict[str, Tensor], batch: dict[str, Tensor], num_prefix: int) -> Tensor:
-    """Return x (B, prefix + cells, D): puzzle rows, then cells, positions if learned."""
-    x = weights["embed_tokens.embedding_weight"][batch["inputs"].long()]
-    size = x.shape[-1]
-    if num_prefix:
-        rows = weights["puzzle_emb.weights"][batch["puzzle_identifiers"].long()]
-        rows = F.pad(rows, (0, num_prefix * size - rows.shape[1]))
-        x = torch.cat((rows.view(len(x), num_prefix, size), x), dim=1)
-    if "embed_pos.embedding_weight" in weights:
-        x = (x + weights["embed_pos.embedding_weight"]) / 2**0.5
-    return x * size**0.5
+@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+def case(request: pytest.FixtureRequest) -> Case:
+    with safe_open(request.param, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        return Case(tensors, json.loads(file.metadata()["config"]))
 
 
-def loss_of(
-    z_H: Tensor, weights: dict[str, Tensor], labels: Tensor, target_q_continue: Tensor | None
-) -> Tensor:
-    """Return the originals' loss: stablemax cross entropy and half the halting losses."""
-    logits = z_H[:, -labels.shape[1] :] @ weights["lm_head.weight"].T
-    labelled = labels != -100
-    s = torch.where(logits >= 0, logits + 1, 1 / (1 - logits.clamp(max=0))).double()
-    log_probs = (s / s.sum(dim=-1, keepdim=True)).log()
-    picked = log_probs.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1) * labelled
-    loss = -(picked.sum(dim=1) / labelled.sum(dim=1)).sum()
-    right = ((logits.argmax(dim=-1) == labels) | ~labelled).all(dim=1).float()
-    q = z_H[:, 0] @ weights["q_head.weight"].T + weights["q_head.bias"]
-    targets = [right] if target_q_continue is None else [right, target_q_continue]
-    for column, target in enumerate(targets):
-        halting = F.binary_cross_entropy_with_logits(q[:, column], target, reduction="sum")
-        loss = loss + 0.5 * halting
-    return loss
+def close(ours: Tensor, theirs: Tensor, name: str) -> None:
+    theirs = theirs.reshape(ours.shape).to(ours.dtype)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5, msg=lambda m: f"{name}: {m}")
 
 
 @pytest.mark.skipif(not FILES, reason="no shared/golden here")
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_states_and_gradients_are_those_of_the_original(path: Path) -> None:
-    with safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
-        theirs = json.loads(file.metadata()["config"])
-    hrm = theirs["class"].startswith("Hier")
-    config = ReasonerConfig(
-        kind="hrm" if hrm else "trm",
-        hidden_size=theirs["hidden_size"],
-        num_heads=theirs["num_heads"],
-        expansion=float(theirs["expansion"]),
-        L_layers=theirs["L_layers"],
-        H_layers=theirs["H_layers"] if hrm else 0,
-        L_cycles=theirs["L_cycles"],
-        H_cycles=theirs["H_cycles"],
-        gradient="one_step" if hrm else "last_cycle",
-        mixer="mlp" if theirs.get("mlp_t") else "attention",
-        positions="rope" if theirs["pos_encodings"] == "rope" else "none",
+def test_training_calls_are_those_of_the_originals(case: Case) -> None:
+    model, size = case.model().train(), case.config["batch_size"]
+    carry, max_steps = model.initial_carry(size, case.config["seq_len"]), 3
+    assert case.config["halt_max_steps"] == max_steps and case.calls("train") == 4
+    for index in range(4):
+        expected = case.group(f"train{index}")
+        carry = refill(carry, case.batch(index))
+        for key in DATA:
+            assert torch.equal(carry.data[key], expected[f"current/{key}"].long()), key
+        model.zero_grad()
+        output = model(carry, **carry.data, max_steps=max_steps)
+        carry = output.carry
+        carry.halted = should_halt(
+            output.stop, carry.refinement_steps, max_steps, torch.zeros(size).long()
+        )
+        for name in ("logits", "q_halt_logits", "q_continue_logits", "target_q_continue"):
+            if name in expected:
+                close(getattr(output, name), expected[name], name)
+        close(carry.z_H, expected["z_H"], "z_H")
+        close(carry.z_L, expected["z_L"], "z_L")
+        close(output.loss * size, expected["loss_sum"], "loss")
+        assert torch.equal(carry.halted, expected["halted"])
+        assert torch.equal(carry.refinement_steps, expected["steps"].long())
+        output.loss.backward()
+        compare_gradients(model, carry.data["puzzle_identifiers"], case.group(f"train{index}/grad"))
+
+
+def compare_gradients(model: PuzzleModel, rows: Tensor, expected: dict[str, Tensor]) -> None:
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    table = gradients.pop("puzzle_emb.weight", None)
+    if table is not None:
+        # Theirs are gradients of the rows before equal ones are summed.
+        theirs = torch.zeros(table.shape).index_add_(0, rows, expected.pop("puzzle_emb_local"))
+        relative(table.to_dense(), theirs, "puzzle_emb")
+    expected.pop("puzzle_emb_local", None)
+    theirs = from_published(
+        {f"_orig_mod.{name}": value for name, value in expected.items()}, model.config
     )
-    weights = {k.removeprefix(PREFIX): v for k, v in tensors.items() if k.startswith(PREFIX)}
-    length = tensors["train0/z_H"].shape[1]
-    reasoner = Reasoner(config, length)
-    reasoner.load_state_dict({name: weights[original_name(name)] for name in reasoner.state_dict()})
+    assert gradients.keys() == theirs.keys()
+    for name, gradient in gradients.items():
+        relative(gradient, theirs[name], name)
 
-    current = {k: tensors[f"train0/current/{k}"] for k in ("inputs", "puzzle_identifiers")}
-    labels = tensors["train0/current/labels"].long()
-    x = embed(weights, current, length - labels.shape[1])
-    where = Positions(config, torch.arange(length).expand(len(x), -1))
-    z_H, z_L = reasoner(x, *reasoner.initial_states(len(x), length), where)
-    torch.testing.assert_close(z_H, tensors["train0/z_H"], rtol=0, atol=5e-5)
-    torch.testing.assert_close(z_L, tensors["train0/z_L"], rtol=0, atol=5e-5)
 
-    loss = loss_of(z_H, weights, labels, tensors.get("train0/target_q_continue"))
-    assert loss.item() == pytest.approx(tensors["train0/loss_sum"].item(), rel=1e-6)
-    (loss / len(x)).backward()
-    for name, parameter in reasoner.named_parameters():
-        expected = tensors[f"train0/grad/model.inner.{original_name(name)}"]
-        assert parameter.grad is not None
-        error = (parameter.grad - expected).abs().max() / expected.abs().max()
-        assert error < 1e-4, name
+def relative(ours: Tensor, theirs: Tensor, name: str) -> None:
+    assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max(), name
+
+
+@pytest.mark.skipif(not FILES, reason="no shared/golden here")
+def test_evaluation_calls_are_those_of_the_originals(case: Case) -> None:
+    model, batch = case.model().eval(), case.batch(0)
+    carry = model.initial_carry(case.config["batch_size"], case.config["seq_len"])
+    assert case.calls("eval") == 3
+    for index in range(3):
+        expected = case.group(f"eval{index}")
+        with torch.no_grad():
+            output = model(carry, **batch)
+        carry = output.carry
+        carry.halted = torch.zeros_like(carry.halted)
+        for name in ("logits", "q_halt_logits"):
+            close(getattr(output, name), expected[name], name)
+        close(carry.z_H, expected["z_H"], "z_H")
+        close(carry.z_L, expected["z_L"], "z_L")
+        close(output.loss * case.config["batch_size"], expected["loss_sum"], "loss")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from latent_reason.config import ReadLayer
+from latent_reason.data.order import rows_at
 from latent_reason.data.tasks import Example
 from latent_reason.data.text import TextDataset
 from latent_reason.llm import FrozenLLM
@@ -79,6 +80,10 @@ class StateCache:
         """Gather (B,) rows: what the dataset gives, and states (B, T, F) fp32."""
         states = torch.from_numpy(self.states[rows.numpy()]).float()
         return self.dataset.batch(rows) | {"states": states}
+
+    def at(self, positions: Tensor, seed: int) -> dict[str, Tensor]:
+        """Return the training examples at positions (B,) of the endless data order."""
+        return self.batch(rows_at(positions, seed, len(self)))
 
 
 def write_states(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def data_order(seed: int, epoch: int, num: int) -> Tensor:
     """Return the order (num,) of examples in an epoch, a pure function of its arguments."""
     return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(num))
@@ -17,5 +17,9 @@ def data_order(seed: int, epoch: int, num: int) -> Tensor:
 
 def rows_at(positions: Tensor, seed: int, num: int) -> Tensor:
     """Map positions (B,) in the endless data order to rows of a dataset of `num` examples."""
-    rows = [data_order(seed, int(p) // num, num)[int(p) % num] for p in positions]
-    return torch.stack(rows)
+    positions = positions.cpu()
+    epochs, rows = positions // num, torch.empty_like(positions)
+    for epoch in epochs.unique().tolist():
+        here = epochs == epoch
+        rows[here] = data_order(seed, epoch, num)[positions[here] % num]
+    return rows

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from latent_reason.data.order import rows_at
-from latent_reason.errors import DataError
+from latent_reason.errors import ConfigError, DataError
 from latent_reason.losses import IGNORE_INDEX
 
 PAD = 0
@@ -129,6 +129,18 @@ class Puzzle:
     def conflicts(self, question: Sequence[int], answer: Sequence[int]) -> list[str]:
         """Return what is wrong with an answer (S tokens) by the rule, nothing if it is right."""
         raise NotImplementedError
+
+    def valid(self, questions: Tensor, answers: Tensor) -> Tensor | None:
+        """Tell which answers (B, S) are right by the rule, (B,) bool; None without a rule."""
+        return None
+
+    def generate(self, num: int, seed: int, split: str = "train") -> tuple[Tensor, Tensor]:
+        """Make `num` puzzles of a split: questions and answers (num, S), the same every time.
+
+        Raises:
+            ConfigError: if this kind of puzzle has no generator.
+        """
+        raise ConfigError(f"puzzle {self.name}: has no generator; give train_data and test_data")
 
     def parse(self, text: str) -> list[int]:
         """Return the S tokens of a grid in the alphabet; white space between cells is ignored.

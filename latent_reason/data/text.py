@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from latent_reason.data.order import rows_at
 from latent_reason.data.tasks import Example
 from latent_reason.errors import DataError
 from latent_reason.losses import IGNORE_INDEX
@@ -58,6 +59,10 @@ class TextDataset:
             "attention_mask": self.attention_mask[rows],
             "labels": self.labels[rows],
         }
+
+    def at(self, positions: Tensor, seed: int) -> dict[str, Tensor]:
+        """Return the training examples at positions (B,) of the endless data order."""
+        return self.batch(rows_at(positions, seed, len(self)))
 
     @classmethod
     def build(

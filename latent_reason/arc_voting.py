@@ -1,0 +1,174 @@
+"""ARC by votes: predict a test input under many augmentations, undo them, count equal grids.
+
+    votes = ArcVotes(dataset)
+    for tests, batch in evaluation_batches(dataset, num_augmentations=100, batch_size=64):
+        predictions, q_halt_logits = ...  # of the model on the batch
+        votes.add(tests, batch["puzzle_identifiers"], predictions, q_halt_logits)
+    votes.pass_at(2), votes.write_submission(path)
+
+A prediction without a grid is no vote. Grids are ranked as by HRM and TRM: by the number of votes,
+then by the mean halting confidence sigmoid(q_halt_logits) of their votes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latent_reason.data.arc import ArcDataset
+from latent_reason.data.arc_canvas import ArcSymmetry, crop
+from latent_reason.data.arc_files import Grid
+from latent_reason.errors import ConfigError, DataError
+from latent_reason.runs import write_json
+
+NUM_ATTEMPTS = 2
+PLACEHOLDER = [[0]]  # a submission needs a grid for each attempt
+
+
+def evaluation_batches(
+    dataset: ArcDataset, num_augmentations: int, batch_size: int
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Go through the test pairs of the evaluation tasks, as they are and under augmentations.
+
+    The augmentations are the outer loop: whoever stops early has votes for every test.
+
+    Args:
+        dataset: with the tasks, on the device for the batches.
+        num_augmentations: of each test, besides the test as it is; those that the dataset trains
+            with come first to last.
+        batch_size: of all batches but the last.
+
+    Yields:
+        (tests, batch): indices (B,) int64 on the CPU into `dataset.tests`, and inputs, labels,
+        puzzle_identifiers as the model takes them.
+
+    Raises:
+        ConfigError: more augmentations than the dataset has: they have no trained identifier.
+    """
+    if not 0 <= num_augmentations <= dataset.num_augmentations:
+        raise ConfigError(
+            f"num_augmentations: got {num_augmentations}, expected 0 to the "
+            f"{dataset.num_augmentations} that the model was trained with"
+        )
+    num_tests = len(dataset.tests)
+    for places in torch.arange(num_tests * (1 + num_augmentations)).split(batch_size):
+        if len(places):
+            tests, k = places % num_tests, places // num_tests
+            yield tests, dataset.test_batch(tests, k)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A grid that got votes: (height, width) uint8, their number, their mean confidence 0..1."""
+
+    grid: Grid
+    num_votes: int
+    confidence: float
+
+
+class ArcVotes:
+    """Collects predictions for the test pairs of a dataset and ranks them.
+
+    Args:
+        dataset: whose `tests` and identifiers the predictions belong to.
+    """
+
+    def __init__(self, dataset: ArcDataset) -> None:
+        self.dataset = dataset
+        # For each test: confidences of the votes for a grid, by its shape and cells.
+        self._votes: list[dict[tuple[int, int, bytes], list[float]]] = [
+            defaultdict(list) for _ in dataset.tests
+        ]
+
+    def add(
+        self,
+        tests: Tensor,
+        puzzle_identifiers: Tensor,
+        predictions: Tensor,
+        q_halt_logits: Tensor,
+    ) -> None:
+        """Count predictions; those without a grid count for nothing.
+
+        Args:
+            tests: (B,) indices of `dataset.tests`.
+            puzzle_identifiers: (B,) int64, which name the augmentation to undo.
+            predictions: (B, 900) tokens.
+            q_halt_logits: (B,) of the halting head.
+        """
+        dihedral, colours = self.dataset.symmetries(puzzle_identifiers.cpu())
+        confidences = q_halt_logits.detach().cpu().double().sigmoid().nan_to_num(0.0)
+        rows = zip(
+            tests.tolist(),
+            predictions.cpu().numpy(),
+            dihedral.tolist(),
+            colours.tolist(),
+            confidences.tolist(),
+            strict=True,
+        )
+        for test, tokens, turn, names, confidence in rows:
+            grid = crop(tokens)
+            if grid is not None:
+                grid = ArcSymmetry(turn, tuple(names)).inverse().apply(grid)
+                height, width = grid.shape
+                self._votes[test][height, width, grid.tobytes()].append(confidence)
+
+    def ranked(self, test: int) -> list[Candidate]:
+        """Return the grids predicted for a test (index of `dataset.tests`), the best first."""
+        candidates = []
+        for (height, width, cells), confidences in sorted(self._votes[test].items()):
+            grid = np.frombuffer(cells, np.uint8).reshape(height, width)
+            mean = math.fsum(confidences) / len(confidences)
+            candidates.append(Candidate(grid, len(confidences), mean))
+        return sorted(candidates, key=lambda c: (c.num_votes, c.confidence), reverse=True)
+
+    def pass_at(self, k: int) -> float:
+        """Return the share of tests with the right grid among the first k.
+
+        As in the originals and the official score: the mean over evaluation tasks of the share of
+        right test pairs. A test without prediction is wrong.
+
+        Raises:
+            DataError: no evaluation tasks, or one without solutions.
+        """
+        shares: dict[int, list[bool]] = defaultdict(list)
+        for test, (task, number) in enumerate(self.dataset.tests):
+            answer = self.dataset.tasks[task].test[number].output
+            if answer is None:
+                raise DataError(
+                    f"task {self.dataset.tasks[task].name!r}, test pair {number + 1}: no output to "
+                    "compare with; add the solutions, or only write a submission"
+                )
+            first = self.ranked(test)[:k]
+            shares[task].append(any(np.array_equal(c.grid, answer) for c in first))
+        if not shares:
+            raise DataError("no evaluation tasks to score; give at least one")
+        return math.fsum(sum(right) / len(right) for right in shares.values()) / len(shares)
+
+    def submission(self) -> dict[str, list[dict[str, list[list[int]]]]]:
+        """Return the first two grids of every test in Kaggle's form, [[0]] for a missing one."""
+        tasks: dict[str, list[dict[str, list[list[int]]]]] = defaultdict(list)
+        for test, (task, _) in enumerate(self.dataset.tests):
+            grids = [candidate.grid.tolist() for candidate in self.ranked(test)[:NUM_ATTEMPTS]]
+            grids += [PLACEHOLDER] * (NUM_ATTEMPTS - len(grids))
+            attempts = {f"attempt_{number}": grid for number, grid in enumerate(grids, start=1)}
+            tasks[self.dataset.tasks[task].name].append(attempts)
+        return dict(tasks)
+
+    def write_submission(self, path: Path) -> None:
+        """Write `submission` as JSON; missing folders are made.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, self.submission())
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}; give a path that can be written") from error

@@ -1,0 +1,30 @@
+"""The kinds of puzzles by name: sudoku-9x9, maze-15x15 and so on."""
+
+from __future__ import annotations
+
+import re
+
+from latent_reason.data.maze import Maze
+from latent_reason.data.puzzles import Puzzle
+from latent_reason.data.sudoku import Sudoku
+from latent_reason.errors import ConfigError
+
+BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3), 16: (4, 4)}
+KINDS = "sudoku-NxN (N 4, 6, 9 or 16), maze-HxW"
+
+
+def find_puzzle(name: str) -> Puzzle:
+    """Return a puzzle by its name and size, such as "sudoku-9x9" or "maze-15x15".
+
+    Raises:
+        ConfigError: for another name or an impossible size.
+    """
+    match = re.fullmatch(r"(sudoku|maze)-(\d{1,2})x(\d{1,2})", name)
+    if match is None:
+        raise ConfigError(f"puzzle: got {name!r}, expected one of {KINDS}")
+    height, width = int(match[2]), int(match[3])
+    if match[1] == "maze":
+        return Maze(height, width)
+    if height != width or height not in BOXES:
+        raise ConfigError(f"puzzle: got {name!r}, expected a size N of {sorted(BOXES)}")
+    return Sudoku(*BOXES[height])

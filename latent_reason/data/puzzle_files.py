@@ -1,0 +1,145 @@
+"""Datasets of puzzles from files and the Hugging Face Hub, every row checked.
+
+A CSV file (plain or gzip) has a header with the columns `question` and `answer`, grids in the
+alphabet of the puzzle, row by row; other columns are ignored. "." is a blank too, and small letters
+are capital ones, where the alphabet has no other use for them. Arrays hold the numbers of the
+symbols (position in the alphabet: Sudoku digits as they are, 0 for a blank) and -1 for cells
+outside the grid or not asked. Messages name lines of a CSV file (the header is line 1), and rows
+of arrays and Hub data sets from 1.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from latent_reason.data.puzzle_sources import MAX_ROWS, Rows, open_source
+from latent_reason.data.puzzle_splits import hash_grids
+from latent_reason.data.puzzles import PAD, Puzzle, PuzzleDataset
+from latent_reason.errors import ConfigError, DataError
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """A puzzle that can find the answers of a question."""
+
+    def solve(self, question: Sequence[int], limit: int = 2) -> list[list[int]]:
+        """Return up to `limit` answers (S tokens each) of a question (S tokens)."""
+        ...
+
+
+def read_puzzle_csv(
+    source: str | os.PathLike[str], puzzle: Puzzle, split: str = "train", limit: int | None = None
+) -> PuzzleDataset:
+    """Read puzzles and check every row.
+
+    Args:
+        source: a .csv or .csv.gz file; a .npy file (N, 2, S) of questions and answers; a folder
+            with SPLIT.csv, SPLIT.csv.gz or, also inside a folder SPLIT, questions.npy and
+            answers.npy, (N, S) or (N, height, width) each; or the name of a Hub data set, such
+            as "sapientinc/sudoku-extreme".
+        puzzle: the kind.
+        split: which split of a folder or Hub data set; a file has only one.
+        limit: read only the first so many rows.
+
+    Raises:
+        ConfigError: for a limit below 1.
+        DataError: if there is no such source or split, or a row is not usable; the message is
+            "SOURCE:ROW: what is wrong".
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit: got {limit}, expected 1 or more")
+    rows, chunks = open_source(Path(source), puzzle, split)
+    questions, answers, keys = [], [], []
+    for chunk in chunks:
+        left = (MAX_ROWS if limit is None else limit) - rows.num
+        if limit is None and len(chunk[0]) > left:
+            raise DataError(f"{rows.source}: more than {MAX_ROWS:,} rows; split it or set a limit")
+        question, answer = (grids[:left] for grids in chunk)
+        _check_answers(rows, puzzle, question, answer)
+        questions.append(torch.from_numpy(question))
+        answers.append(torch.from_numpy(answer))
+        keys.append(hash_grids(questions[-1]))
+        rows.num += len(question)
+        if rows.num == limit:
+            break
+    if not rows.num:
+        raise DataError(f"{rows.source}: no rows; give at least one puzzle")
+    dataset = PuzzleDataset(puzzle, torch.cat(questions), torch.cat(answers))
+    _refuse_duplicates(rows, dataset, torch.cat(keys).numpy())
+    return dataset
+
+
+def subsample(dataset: PuzzleDataset, num: int, seed: int) -> PuzzleDataset:
+    """Return `num` puzzles drawn without replacement, a pure function of size, `num` and seed.
+
+    Raises:
+        DataError: if there are fewer, or `num` is below 1.
+    """
+    if not 1 <= num <= len(dataset):
+        raise DataError(f"cannot draw {num} of {len(dataset)} puzzles; ask for 1 to that many")
+    rows = np.random.default_rng(seed).choice(len(dataset), size=num, replace=False)
+    return dataset.subset(torch.from_numpy(rows))
+
+
+def check_unique(dataset: PuzzleDataset) -> list[tuple[int, int]]:
+    """Find questions that do not have exactly one solution.
+
+    Returns:
+        (row from 0, number of solutions: 0, or 2 for several) of each.
+
+    Raises:
+        ConfigError: if the puzzle has no solver.
+    """
+    puzzle = dataset.puzzle
+    if not isinstance(puzzle, Solver):
+        raise ConfigError(f"puzzle {puzzle.name}: has no solver to count solutions with")
+    counts = [len(puzzle.solve(question, limit=2)) for question in dataset.questions.tolist()]
+    return [(row, count) for row, count in enumerate(counts) if count != 1]
+
+
+def _check_answers(rows: Rows, puzzle: Puzzle, questions: np.ndarray, answers: np.ndarray) -> None:
+    """Refuse answers with blanks, with changed clues, or against the rule; (n, S) tokens each."""
+    if puzzle.blank:
+        blank = puzzle.alphabet.index(puzzle.blank) + 1
+        open_cells = answers == blank
+        rows.require(
+            ~open_cells.any(axis=1),
+            lambda at: f"cell {open_cells[at].argmax() + 1} of the answer is blank; fill it in",
+        )
+        given = (questions != blank) & (questions != PAD)
+        changed = given & (answers != PAD) & (questions != answers)
+        rows.require(
+            ~changed.any(axis=1),
+            lambda at: f"cell {changed[at].argmax() + 1} of the answer changes the clue",
+        )
+    valid = puzzle.valid(torch.from_numpy(questions), torch.from_numpy(answers))
+    if valid is not None:
+        rows.require(
+            valid.numpy(),
+            lambda at: (
+                "wrong answer: " + puzzle.conflicts(questions[at].tolist(), answers[at].tolist())[0]
+            ),
+        )
+
+
+def _refuse_duplicates(rows: Rows, dataset: PuzzleDataset, keys: np.ndarray) -> None:
+    """Refuse a question that comes twice; `keys` (N,) are equal for equal questions."""
+    order = keys.argsort(kind="stable")
+    twins = (keys[order[1:]] == keys[order[:-1]]).nonzero()[0]
+    first, again = torch.from_numpy(order[twins]), torch.from_numpy(order[twins + 1])
+    same = (dataset.questions[first] == dataset.questions[again]).all(dim=1)
+    if same.any():
+        first, again = min(
+            zip(first[same].tolist(), again[same].tolist(), strict=True), key=lambda pair: pair[1]
+        )
+        agree = torch.equal(dataset.answers[first], dataset.answers[again])
+        raise DataError(
+            f"{rows.source}:{rows.first + again}: the same question as in row "
+            f"{rows.first + first}, with {'the same' if agree else 'another'} answer; remove one"
+        )

@@ -1,0 +1,252 @@
+"""Where grids of puzzles come from: CSV files, `.npy` arrays, Hub data sets; as chunks of tokens.
+
+Bounds on bytes, lines and rows are checked while reading, before memory is taken; nothing is
+unpickled. `puzzle_files.py` has the formats and the checks of what is read.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from latent_reason.data.puzzles import PAD, Puzzle
+from latent_reason.errors import ConfigError, DataError
+
+MAX_ROWS = 10_000_000
+MAX_BYTES = 4 * 1024**3
+"""Uncompressed; the training file of Sudoku-Extreme has 0.8 GB."""
+MAX_LINE_BYTES = 1024**2
+FIELDS = ("question", "answer")
+_CHUNK = 8192
+_HINT = "give a .csv, .csv.gz or .npy file, a folder of them, or a Hub name"
+
+Grids = tuple[np.ndarray, np.ndarray]
+"""Questions and answers, (n, S) uint8 tokens each."""
+
+
+@dataclass
+class Rows:
+    """What messages say about rows: source, number of its first row, rows read before a chunk."""
+
+    source: str
+    first: int
+    num: int = 0
+
+    def require(self, good: np.ndarray, reason: Callable[[int], str]) -> None:
+        """Raise DataError about the first row of a chunk (n,) bool that is not good."""
+        if not good.all():
+            at = int(good.argmin())
+            raise DataError(f"{self.source}:{self.first + self.num + at}: {reason(at)}")
+
+
+def open_source(path: Path, puzzle: Puzzle, split: str) -> tuple[Rows, Iterator[Grids]]:
+    """Return the rows of a source of any kind, in chunks.
+
+    Raises:
+        DataError: if there is no such source; while iterating, if it cannot be read.
+    """
+    if path.is_dir():
+        found = [path / f"{split}.csv", path / f"{split}.csv.gz", path / split, path]
+        path = next((p for p in found if p.is_file() or (p / "questions.npy").is_file()), path)
+    if (path / "questions.npy").is_file():
+        rows = Rows(str(path), 1)
+        questions, answers = (_load(path / f"{name}.npy") for name in ("questions", "answers"))
+        return rows, _array_chunks(rows, questions, answers, puzzle)
+    if path.suffix == ".npy":
+        rows, pairs = Rows(str(path), 1), _load(path)
+        if pairs.ndim < 3 or pairs.shape[1] != 2:
+            raise DataError(f"{path}: shape {pairs.shape}, expected (rows, 2, cells)")
+        return rows, _array_chunks(rows, pairs[:, 0], pairs[:, 1], puzzle)
+    if path.is_file() or path.suffix in (".csv", ".gz"):
+        rows = Rows(str(path), 2)
+        return rows, _csv_chunks(rows, path, puzzle)
+    return _open_hub(path, puzzle, split)
+
+
+def _open_hub(path: Path, puzzle: Puzzle, split: str) -> tuple[Rows, Iterator[Grids]]:
+    """Return the rows of a Hub data set, or of a folder of another kind of data files."""
+    from datasets import load_dataset  # slow to import, and only needed here
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
+    name = str(path)
+    if not path.is_dir():
+        try:  # the file itself: `datasets` takes a long row of digits for a number
+            file = hf_hub_download(name, f"{split}.csv", repo_type="dataset")
+            rows = Rows(f"{name}/{split}.csv", 2)
+            return rows, _csv_chunks(rows, Path(file), puzzle)
+        except (EntryNotFoundError, HFValidationError, OSError):
+            pass
+    try:
+        table = load_dataset(name, split=split).with_format("arrow")
+    except (DatasetsError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"{name}: no data set with split {split!r} ({reason}); {_HINT}") from error
+    rows = Rows(f"{name} ({split})", 1)
+    for field in FIELDS:
+        kind = table.features[field].dtype if field in table.features else "missing"
+        if kind not in ("string", "large_string"):
+            raise DataError(f"{rows.source}: column {field!r} is {kind}, expected text")
+    return rows, (_text_grids(rows, chunk, puzzle) for chunk in table.iter(_CHUNK))
+
+
+class _Bounded(io.RawIOBase):
+    """Reads a file up to `MAX_BYTES`, and refuses endless lines before they fill the memory."""
+
+    def __init__(self, file: IO[bytes], source: str) -> None:
+        self._file, self._source = file, source
+        self._total = self._line = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._total += len(data)
+        line_end = data.rfind(b"\n")
+        self._line = len(data) - line_end - 1 if line_end >= 0 else self._line + len(data)
+        if self._line > MAX_LINE_BYTES:
+            raise DataError(f"{self._source}: a line has over {MAX_LINE_BYTES:,} bytes; cut it")
+        if self._total > MAX_BYTES:
+            raise DataError(f"{self._source}: larger than {MAX_BYTES:,} bytes; split the file")
+        return data
+
+
+def _csv_chunks(rows: Rows, path: Path, puzzle: Puzzle) -> Iterator[Grids]:
+    """Read the two columns of a CSV file, plain or gzip."""
+    from pyarrow import ArrowInvalid
+
+    try:
+        with open(path, "rb") as plain:
+            packed = plain.read(2) == b"\x1f\x8b"
+            plain.seek(0)
+            file: Any = gzip.GzipFile(fileobj=plain) if packed else plain
+            for batch in _open_csv(_Bounded(file, rows.source), rows.source):
+                yield _text_grids(rows, batch, puzzle)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{rows.source}: damaged gzip file ({error}); get it again") from None
+    except FileNotFoundError:
+        raise DataError(f"{rows.source}: no such file; {_HINT}") from None
+    except (ArrowInvalid, OSError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise DataError(f"{rows.source}: not a usable CSV file ({reason}); mend it") from None
+
+
+def _open_csv(file: _Bounded, source: str) -> Any:
+    """Return an iterator over Arrow batches with the two columns as bytes."""
+    from pyarrow import csv, large_binary
+
+    try:
+        return csv.open_csv(
+            file,
+            csv.ReadOptions(use_threads=False, block_size=MAX_LINE_BYTES),
+            csv.ParseOptions(ignore_empty_lines=False),  # so that lines keep their numbers
+            csv.ConvertOptions(
+                include_columns=list(FIELDS), column_types=dict.fromkeys(FIELDS, large_binary())
+            ),
+        )
+    except KeyError:
+        raise DataError(
+            f"{source}:1: the header lacks 'question' or 'answer'; name the columns so"
+        ) from None
+
+
+def _text_grids(rows: Rows, batch: Any, puzzle: Puzzle) -> Grids:
+    """Turn the two text columns of an Arrow batch or table into tokens."""
+    from pyarrow import ChunkedArray, large_binary
+
+    tokens_of = _tokens_of_bytes(puzzle)
+    grids = []
+    for field in FIELDS:
+        column = batch[field]
+        column = column.combine_chunks() if isinstance(column, ChunkedArray) else column
+        column = column.fill_null("").cast(large_binary())
+        _, offsets, data = column.buffers()
+        ends = np.frombuffer(offsets, np.int64)[column.offset :][: len(column) + 1]
+        lengths = np.diff(ends)
+        rows.require(
+            lengths == puzzle.num_cells,
+            lambda at, field=field, lengths=lengths: (
+                f"the {field} has {lengths[at]} cells, expected {puzzle.num_cells} "
+                f"({puzzle.height} x {puzzle.width})"
+            ),
+        )
+        cells = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]].reshape(-1, puzzle.num_cells)
+        tokens = tokens_of[cells]
+        rows.require(
+            (tokens != PAD).all(axis=1),
+            lambda at, field=field, tokens=tokens, cells=cells: _unknown(
+                field, int(tokens[at].argmin()), cells[at], puzzle
+            ),
+        )
+        grids.append(tokens)
+    return grids[0], grids[1]
+
+
+def _unknown(field: str, cell: int, cells: np.ndarray, puzzle: Puzzle) -> str:
+    symbol = chr(cells[cell])
+    return f"cell {cell + 1} of the {field} is {symbol!r}, expected one of {puzzle.alphabet!r}"
+
+
+def _tokens_of_bytes(puzzle: Puzzle) -> np.ndarray:
+    """Return (256,) uint8: the token of each character, PAD for unknown ones."""
+    if not puzzle.alphabet.isascii():
+        raise ConfigError(f"puzzle {puzzle.name}: alphabet is not ASCII, which files of text need")
+    tokens = np.zeros(256, np.uint8)
+    for symbol in puzzle.alphabet:
+        for alias in (symbol, symbol.lower(), "." if symbol == puzzle.blank else symbol):
+            if alias == symbol or alias not in puzzle.alphabet:
+                tokens[ord(alias)] = puzzle.alphabet.index(symbol) + 1
+    return tokens
+
+
+def _load(path: Path) -> np.ndarray:
+    """Map an array of whole numbers from a `.npy` file."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; {_HINT}") from None
+    except (ValueError, OSError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise DataError(f"{path}: not a .npy file of numbers ({reason})") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
+        kind = array.dtype if isinstance(array, np.ndarray) else "an archive"
+        raise DataError(f"{path}: holds {kind}, expected whole numbers of symbols")
+    return array
+
+
+def _array_chunks(
+    rows: Rows, questions: np.ndarray, answers: np.ndarray, puzzle: Puzzle
+) -> Iterator[Grids]:
+    """Turn arrays (N, S) or (N, height, width) of numbers of symbols into tokens."""
+    num = len(questions) if questions.ndim else 0
+    shapes = [(num, puzzle.num_cells), (num, puzzle.height, puzzle.width)]
+    for field, array in zip(FIELDS, (questions, answers), strict=True):
+        if array.shape not in shapes:
+            raise DataError(
+                f"{rows.source}: {field}s of shape {array.shape}, expected {shapes[0]} or {shapes[1]}"
+            )
+    if num * puzzle.num_cells * 2 > MAX_BYTES:
+        raise DataError(f"{rows.source}: more than {MAX_BYTES:,} cells; split the arrays")
+    for start in range(0, num, _CHUNK):
+        grids = []
+        for field, array in zip(FIELDS, (questions, answers), strict=True):
+            numbers = array[start : start + _CHUNK].reshape(-1, puzzle.num_cells)
+            known = ((numbers >= -1) & (numbers < len(puzzle.alphabet))).all(axis=1)
+            rows.require(
+                known,
+                lambda at, field=field, numbers=numbers: (
+                    f"the {field} holds {numbers[at].min()} to {numbers[at].max()}, expected "
+                    f"0 to {len(puzzle.alphabet) - 1}, or -1 for no cell"
+                ),
+            )
+            grids.append((numbers.astype(np.int64) + PAD + 1).astype(np.uint8))
+        yield grids[0], grids[1]

@@ -1,0 +1,200 @@
+"""One run of `recipes/train_puzzle.py`: its configuration, data, training, controls, results."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latent_reason.config import HaltConfig, JsonConfig, PuzzleModelConfig, TrainConfig, check
+from latent_reason.data.kinds import find_puzzle
+from latent_reason.data.puzzle_files import read_puzzle_csv, subsample
+from latent_reason.data.puzzles import PuzzleDataset
+from latent_reason.errors import ConfigError, DataError
+from latent_reason.puzzle_evaluation import PuzzleEvaluator, trace
+from latent_reason.puzzle_model import PuzzleModel
+from latent_reason.run_frame import RunFrame, Tracker, facts_of
+from latent_reason.training import Trainer, use_bf16
+
+NUM_SAMPLES = 4
+"""Test puzzles shown step by step in the report."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PuzzleRunConfig(JsonConfig):
+    """Everything that defines a run; a preset is one of these."""
+
+    puzzle: str = "sudoku-4x4"
+    """Kind and size, such as sudoku-9x9 or maze-15x15."""
+    train_data: tuple[str, ...] = ()
+    """CSV files (question,answer) or Hub data sets to train on; none: generated puzzles."""
+    test_data: str | None = None
+    """Held-out file or Hub data set; needed with train_data."""
+    num_train: int = 20_000
+    """Puzzles to generate, or to draw from train_data (0: all of it)."""
+    num_val: int = 256
+    """Puzzles for evaluation during training: generated, or taken out of train_data."""
+    num_test: int = 1000
+    """Test puzzles: generated, or the first ones of test_data (0: all of it)."""
+    augment: bool = True
+    """Draw a new symmetry of the puzzle for every training example."""
+    model: PuzzleModelConfig = field(default_factory=PuzzleModelConfig)
+    """The network; vocab_size and num_cells are taken from the puzzle."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """How to train."""
+    refinement_steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    """Refinement steps to evaluate at; more than trained are worth a look."""
+    controls: bool = False
+    """Also train the same network in one pass for as long."""
+    output_dir: Path | None = None
+    """Run folder; runs/PRESET-TIME if not given."""
+    log_with: Tracker = "none"
+    """Tracker besides metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        for name, cls in (("model", PuzzleModelConfig), ("train", TrainConfig)):
+            if isinstance(getattr(self, name), dict):
+                object.__setattr__(self, name, cls.from_dict(getattr(self, name)))
+        if isinstance(self.output_dir, str):
+            object.__setattr__(self, "output_dir", Path(self.output_dir))
+        for name in ("train_data", "refinement_steps"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        least = 0 if self.train_data else 1
+        for name, low in (("num_train", least), ("num_test", least), ("num_val", 1)):
+            check(getattr(self, name) >= low, name, getattr(self, name), f"at least {low}")
+        steps = self.refinement_steps
+        check(bool(steps) and min(steps) >= 1, "refinement_steps", steps, "numbers from 1 up")
+        if bool(self.train_data) != (self.test_data is not None):
+            raise ConfigError("train_data and test_data: got one, expected both or none")
+
+
+def load_splits(config: PuzzleRunConfig) -> dict[str, PuzzleDataset]:
+    """Return train, val and test; train draws symmetries if the configuration says so.
+
+    Raises:
+        ConfigError: for an unknown puzzle or one without a generator.
+        DataError: for unusable files.
+    """
+    puzzle, seed = find_puzzle(config.puzzle), config.train.seed
+    sizes = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
+    if not config.train_data or config.test_data is None:
+        return {
+            split: PuzzleDataset(puzzle, *puzzle.generate(num, seed, split), config.augment)
+            for split, num in sizes.items()
+        }
+    parts = [read_puzzle_csv(name, puzzle, "train") for name in config.train_data]
+    questions = torch.cat([part.questions for part in parts])
+    answers = torch.cat([part.answers for part in parts])
+    whole = PuzzleDataset(puzzle, questions, answers, config.augment)
+    if len(whole) <= config.num_val:
+        raise DataError(
+            f"{', '.join(config.train_data)}: {len(whole)} puzzles, of which {config.num_val} are "
+            "for validation; add puzzles or lower num_val"
+        )
+    # The same puzzles are held out whatever the seed, so that seeds share a validation split.
+    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
+    val, train = order[: config.num_val], order[config.num_val :]
+    kept = whole.subset(train)
+    if config.num_train:
+        kept = subsample(kept, config.num_train, seed)
+    test = read_puzzle_csv(config.test_data, puzzle, "test")
+    if config.num_test:
+        test = test.subset(torch.arange(min(config.num_test, len(test))))
+    return {"train": kept, "val": whole.subset(val), "test": test}
+
+
+class PuzzleRun(RunFrame):
+    """One run: its data, its models, its table.
+
+    Raises:
+        UserError: on bad options or data, before anything is written.
+    """
+
+    def __init__(self, name: str, config: PuzzleRunConfig, resume: bool) -> None:
+        super().__init__("train_puzzle.py", name, config, resume)
+        self.config = config
+        self.data = load_splits(config)
+        self.puzzle = self.data["train"].puzzle
+        sizes = ", ".join(f"{split} {len(data):,}" for split, data in self.data.items())
+        self.say(f"puzzles of {config.puzzle}: {sizes}")
+        for data in self.data.values():
+            data.to(self.accelerator.device)
+
+    def make_model(self, config: PuzzleModelConfig) -> PuzzleModel:
+        """Return a new model for the run's puzzle, seeded."""
+        torch.manual_seed(self.config.train.seed)
+        config = dataclasses.replace(
+            config, vocab_size=self.puzzle.vocab_size, num_cells=self.puzzle.num_cells
+        )
+        return PuzzleModel(config, self.puzzle.groups())
+
+    def evaluator(self, split: str) -> PuzzleEvaluator:
+        """Return an evaluator of a split in the precision of training."""
+        bf16 = use_bf16(self.config.train, self.accelerator.device)
+        return PuzzleEvaluator(self.data[split], self.accelerator, bf16)
+
+    def train_model(
+        self, folder: Path, config: PuzzleModelConfig, train: TrainConfig
+    ) -> tuple[PuzzleModel, Trainer]:
+        """Train a model in `folder` and leave it with its best weights."""
+        model, val = self.make_model(config), self.evaluator("val")
+        limit = train.halt.halt_max_steps
+
+        def evaluate() -> dict[str, float]:
+            sweep = val.sweep(model, [limit])
+            counter = sweep.at[limit]
+            return {
+                "val/exact_accuracy": counter.exact_accuracy,
+                "val/accuracy": counter.accuracy,
+                "val/halted_exact_accuracy": sweep.halted.exact_accuracy,
+                "val/mean_refinement_steps": sweep.mean_steps,
+            }
+
+        def options(progress: float, max_steps: int) -> dict[str, Any]:
+            return {"max_steps": max_steps}
+
+        trainer = Trainer(
+            self.accelerator, model, self.data["train"], train, folder, evaluate, self.say, options
+        )
+        self.train(trainer, folder)
+        return model, trainer
+
+    def evaluate(self, model: PuzzleModel, trainer: Trainer) -> None:
+        """Add the rows of the trained model on the test split."""
+        config, facts = self.config, facts_of(trainer)
+        steps = sorted({*config.refinement_steps, config.train.halt.halt_max_steps})
+        sweep = self.evaluator("test").sweep(model, steps)
+        for step, counter in sweep.at.items():
+            self.add("reasoner", config.puzzle, "test", step, counter, **sweep.facts(step), **facts)
+        name = f"reasoner, halts itself at {sweep.mean_steps:.1f} on average"
+        used = {"mean_refinement_steps": sweep.mean_steps}
+        self.add(name, config.puzzle, "test", max(steps), sweep.halted, **used)
+
+    def run_control(self, reasoner: Trainer) -> None:
+        """Train the same network in one pass for as long and add its row."""
+        once = dataclasses.replace(
+            self.config.model.reasoner, L_cycles=1, H_cycles=1, gradient_cycles=1
+        )
+        train = dataclasses.replace(
+            self.config.train,
+            max_seconds=reasoner.seconds,
+            halt=HaltConfig(halt_max_steps=1, halt_exploration_prob=0.0),
+        )
+        self.say(f"control: the same network in one pass, {reasoner.seconds:.0f} s")
+        folder = self.folder / "controls" / "one_pass"
+        config = dataclasses.replace(self.config.model, reasoner=once)
+        model, trainer = self.train_model(folder, config, train)
+        sweep = self.evaluator("test").sweep(model, [1])
+        system, facts = "control: same network, one pass", facts_of(trainer)
+        self.add(system, self.config.puzzle, "test", 1, sweep.at[1], **sweep.facts(1), **facts)
+
+    def write(self, model: PuzzleModel) -> None:
+        """Print the table; write results.json, samples.json and report.html."""
+        trained = self.config.train.halt.halt_max_steps
+        steps = sorted({trained, *(n for n in self.config.refinement_steps if n <= 2 * trained)})
+        samples = trace(model, self.data["test"], NUM_SAMPLES, steps)
+        if self.accelerator.is_main_process:
+            self.write_results(samples)

@@ -1,0 +1,223 @@
+"""What every recipe has: presets and options, a run folder, training with resume, the results."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.utils import broadcast, parse_flag_from_env
+
+from latent_reason.config import JsonConfig, TrainConfig
+from latent_reason.errors import CheckpointError, ConfigError
+from latent_reason.metrics import AccuracyCounter
+from latent_reason.report import format_table, write_report
+from latent_reason.run_lock import RunLock
+from latent_reason.runs import check_world, environment, peak_memory_gib, read_options, write_json
+from latent_reason.training import Trainer, local_batch_size
+
+Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
+
+
+class FrameConfig(Protocol):
+    """What the configuration of every recipe has."""
+
+    @property
+    def train(self) -> TrainConfig: ...  # noqa: D102
+    @property
+    def output_dir(self) -> Path | None: ...  # noqa: D102
+    @property
+    def log_with(self) -> Tracker: ...  # noqa: D102
+    def to_dict(self) -> dict[str, Any]: ...  # noqa: D102
+
+
+Config = TypeVar("Config", bound=JsonConfig)
+Presets = Mapping[str, tuple[str, Config]]
+
+
+def parse(argv: Sequence[str], presets: Presets[Config], about: str) -> tuple[str, Config, bool]:
+    """Read the command line of a recipe: [PRESET] [options], or --resume FOLDER.
+
+    Args:
+        argv: without the name of the script.
+        presets: name -> (description, configuration); the first is the default.
+        about: help text.
+
+    Returns:
+        Preset name, configuration, whether to resume.
+
+    Raises:
+        ConfigError: on an unknown preset or a value out of range.
+        CheckpointError: on a folder that cannot be resumed.
+    """
+    argv = [*argv]
+    default = next(iter(presets))
+    if argv and argv[0].startswith("--resume="):
+        argv = [*argv[0].split("=", 1), *argv[1:]]
+    if "--resume" in argv:
+        if len(argv) != 2 or argv[0] != "--resume":
+            raise ConfigError("--resume FOLDER takes no other options: the folder knows them")
+        folder = Path(argv[1])
+        try:
+            saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            name = saved.pop("preset")
+            config = type(presets[default][1]).from_dict(saved)
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(
+                f"{folder}: no run to resume ({error}); give a run folder with config.json"
+            ) from error
+        return name, dataclasses.replace(config, output_dir=folder), True  # type: ignore[type-var]
+    name = argv[0] if argv and not argv[0].startswith("-") else default
+    if name not in presets:
+        close = difflib.get_close_matches(name, presets, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError(f"preset {name!r}: unknown; {hint}there are {', '.join(presets)}")
+    options = argv[1:] if argv and argv[0] == name else argv
+    described = "\n".join(f"  {key}: {text}" for key, (text, _) in presets.items())
+    about = f"{about}\nPresets (first argument):\n{described}"
+    return name, read_options(presets[name][1], options, about), False
+
+
+def start_time() -> str:
+    """Return the time now, as the main process sees it, for the name of the run folder."""
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    now = broadcast(torch.tensor(int(time.time()), device=state.device))
+    return time.strftime("%Y%m%d-%H%M%S", time.localtime(now.item()))
+
+
+class RunFrame:
+    """One run of a recipe: its processes, its folder, the rows of its table.
+
+    Args:
+        script: name of the recipe's file, for the command that resumes.
+        name: of the preset.
+        config: the resolved configuration.
+        resume: whether the folder holds a run to go on with.
+
+    Raises:
+        ConfigError: on a missing tracker, a batch size or a number of processes that cannot be.
+    """
+
+    def __init__(self, script: str, name: str, config: FrameConfig, resume: bool) -> None:
+        self.script, self.name, self.frame_config, self.resume = script, name, config, resume
+        self.started = time.perf_counter()
+        tracker = None if config.log_with == "none" else config.log_with
+        if tracker is not None and find_spec(tracker) is None:
+            raise ConfigError(f"log_with: {tracker} is not installed; run pip install {tracker}")
+        self.folder = config.output_dir or Path("runs") / f"{name}-{start_time()}"
+        self.accelerator = Accelerator(
+            mixed_precision="no",  # the training loop itself decides on bf16
+            log_with=tracker,
+            project_dir=str(self.folder),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+        check_world(self.accelerator)
+        local_batch_size(config.train, self.accelerator.num_processes)
+        self.rows: list[dict[str, Any]] = []
+        self.say(f"preset {name}, run folder {self.folder}")
+
+    def say(self, text: str) -> None:
+        """Print on the main process, at once."""
+        if self.accelerator.is_main_process:
+            print(text, flush=True)  # noqa: T201
+
+    def lock(self) -> contextlib.AbstractContextManager[object]:
+        """Return a lock on the run folder, held by the main process."""
+        if self.accelerator.is_main_process:
+            return RunLock(self.folder)
+        return contextlib.nullcontext()
+
+    def open_folder(self) -> None:
+        """Make the run folder with config.json and environment.json, start the tracker.
+
+        Raises:
+            ConfigError: the folder holds another run already.
+        """
+        if self.accelerator.is_main_process:
+            if not self.resume and (self.folder / "config.json").exists():
+                raise ConfigError(
+                    f"{self.folder}: holds a run already; resume it with --resume {self.folder} "
+                    "or choose another --output-dir"
+                )
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self.resume:
+                values = {"preset": self.name} | self.frame_config.to_dict()
+                write_json(self.folder / "config.json", values)
+            write_json(self.folder / "environment.json", environment())
+        if self.frame_config.log_with != "none":
+            self.accelerator.init_trackers("latent_reason", config={"preset": self.name})
+
+    def train(self, trainer: Trainer, folder: Path) -> None:
+        """Resume if there is something to resume, train to the end, take the best weights.
+
+        Raises:
+            SystemExit: a signal stopped the training; a checkpoint is saved.
+        """
+        if trainer.resume():
+            self.say(f"resumed {folder} at step {trainer.step}")
+        stopped = trainer.run()
+        if stopped:
+            self.say(
+                f"stopped by signal {stopped} after step {trainer.step}; a checkpoint is saved"
+            )
+            self.say(f"resume with: python recipes/{self.script} --resume {self.folder}")
+            raise SystemExit(128 + stopped)
+        trainer.use_best_weights()
+
+    def add(
+        self,
+        system: str,
+        task: str,
+        split: str,
+        steps: int | None,
+        counter: AccuracyCounter,
+        **facts: Any,
+    ) -> None:
+        """Add a row to the table."""
+        row = {"system": system, "task": task, "split": split, "refinement_steps": steps}
+        self.rows.append(row | counter.as_dict() | facts)
+
+    def results(self, **facts: Any) -> dict[str, Any]:
+        """Return what results.json holds, see `results.py`."""
+        about = environment()
+        train = self.frame_config.train
+        return {
+            "schema_version": 1,
+            "preset": self.name,
+            "seed": train.seed,
+            "commit": about["commit"],
+            "hardware": about["hardware"],
+            "wall_seconds": round(time.perf_counter() - self.started, 1),
+            "peak_memory_gib": round(peak_memory_gib(), 2),
+            "command": about["command"],
+            "halt_max_steps": train.halt.max_steps_at(1.0),
+            **facts,
+            "rows": self.rows,
+        }
+
+    def write_results(self, samples: list[dict[str, Any]], **facts: Any) -> str:
+        """Write results.json, samples.json and report.html; print and return the table."""
+        write_json(self.folder / "results.json", self.results(**facts))
+        write_json(self.folder / "samples.json", samples)
+        table = format_table(self.rows)
+        report = write_report(self.folder)
+        self.say(f"\n{table}\n")
+        self.say(f"report: {report}")
+        return table
+
+
+def facts_of(trainer: Trainer) -> dict[str, Any]:
+    """Return what a row says of a training."""
+    return {
+        "trainable_parameters": sum(p.numel() for p in [*trainer.trainable, *trainer.tables]),
+        "train_seconds": round(trainer.seconds, 1),
+        "train_steps": trainer.step,
+    }
