@@ -16,7 +16,7 @@ from latent_reason.data.arc import ArcDataset
 from latent_reason.data.arc_canvas import ArcSymmetry, crop, place
 from latent_reason.data.arc_files import ArcPair, ArcTask
 from latent_reason.data.arc_leaks import arc_leak_lines, find_arc_leaks
-from latent_reason.errors import DataError
+from latent_reason.errors import ConfigError, DataError
 
 sizes = st.integers(1, 30)
 seeds = st.integers(0, 2**32 - 1)
@@ -217,7 +217,7 @@ def test_sets_that_cannot_be_trained_on():
         ArcDataset(TRAINING, [TRAINING[0]], 3, 0)
     with pytest.raises(DataError, match="no ARC tasks"):
         ArcDataset([], [], 3, 0)
-    with pytest.raises(DataError, match="num_augmentations: got -1"):
+    with pytest.raises(ConfigError, match="num_augmentations: got -1"):
         make_dataset(-1)
 
 

@@ -18,7 +18,7 @@ from latent_reason.data.arc_canvas import NUM_CELLS, TRANSPOSE, VOCAB_SIZE, ArcS
 from latent_reason.data.arc_files import MAX_SIDE, NUM_COLOURS, ArcPair, ArcTask
 from latent_reason.data.order import data_order
 from latent_reason.data.puzzles import PAD, Draws
-from latent_reason.errors import DataError
+from latent_reason.errors import ConfigError, DataError
 from latent_reason.losses import IGNORE_INDEX
 
 _POSITIVE = 2**63 - 1
@@ -66,6 +66,7 @@ class ArcDataset:
 
     Raises:
         DataError: no tasks, a name that two tasks have, a training task without a test output.
+        ConfigError: a negative number of augmentations.
     """
 
     def __init__(
@@ -94,7 +95,9 @@ class ArcDataset:
         if not self.tasks:
             raise DataError("no ARC tasks; give at least one")
         if self.num_augmentations < 0:
-            raise DataError(f"num_augmentations: got {self.num_augmentations}, expected 0 or more")
+            raise ConfigError(
+                f"num_augmentations: got {self.num_augmentations}, expected 0 or more"
+            )
         names: set[str] = set()
         for index, task in enumerate(self.tasks):
             if task.name in names:
@@ -167,6 +170,7 @@ class ArcDataset:
         visited = self._visited(positions.cpu(), seed)
         rows, starts, num_pairs = (tensor.to(device) for tensor in visited)
         positions = positions.to(device)
+        # The first two draws at the start of a visit belong to the visit.
         visit = Draws(starts, seed).bits(2) & _POSITIVE
         own = Draws(positions, seed).bits(4)[:, 2:] & _POSITIVE
         k = visit[:, 0] % (1 + self.num_augmentations)
