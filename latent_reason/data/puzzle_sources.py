@@ -232,7 +232,8 @@ def _array_chunks(
     for field, array in zip(FIELDS, (questions, answers), strict=True):
         if array.shape not in shapes:
             raise DataError(
-                f"{rows.source}: {field}s of shape {array.shape}, expected {shapes[0]} or {shapes[1]}"
+                f"{rows.source}: {field}s of shape {array.shape}, "
+                f"expected {shapes[0]} or {shapes[1]}"
             )
     if num * puzzle.num_cells * 2 > MAX_BYTES:
         raise DataError(f"{rows.source}: more than {MAX_BYTES:,} cells; split the arrays")
@@ -240,9 +241,9 @@ def _array_chunks(
         grids = []
         for field, array in zip(FIELDS, (questions, answers), strict=True):
             numbers = array[start : start + _CHUNK].reshape(-1, puzzle.num_cells)
-            known = ((numbers >= -1) & (numbers < len(puzzle.alphabet))).all(axis=1)
+            known = np.asarray(numbers >= -1) & (numbers < len(puzzle.alphabet))
             rows.require(
-                known,
+                known.all(axis=1),
                 lambda at, field=field, numbers=numbers: (
                     f"the {field} holds {numbers[at].min()} to {numbers[at].max()}, expected "
                     f"0 to {len(puzzle.alphabet) - 1}, or -1 for no cell"

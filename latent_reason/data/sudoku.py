@@ -9,15 +9,15 @@ from random import Random
 import torch
 from torch import Tensor
 
+from latent_reason.data.puzzle_splits import SPLITS, home_splits
 from latent_reason.data.puzzles import Draws, Puzzle, Symmetry, _mixed
 from latent_reason.data.sudoku_search import SudokuSearch
 from latent_reason.errors import ConfigError, DataError
 
-SPLITS = ("train", "val", "test")
 MAX_SIZE = 16
-MAX_EMPTY_CHUNKS = 200
-"""Chunks in a row without a new puzzle after which a split counts as used up."""
-_CHUNK = 64
+MAX_MISSES = 10_000
+"""Draws in a row without a new puzzle after which a split counts as used up."""
+_CHUNK = 16
 _ROUNDS = 6
 
 
@@ -58,9 +58,9 @@ class Sudoku(Puzzle):
         return torch.cat((row == unit, column == unit, box == unit))
 
     def symmetry(self, draws: Draws) -> Symmetry:
-        """Permute digits, bands, rows in bands, stacks and columns in stacks; square boxes: turn.
+        """Permute digits, bands, rows in bands, stacks and columns in stacks; transpose.
 
-        All (B,) examples at once.
+        Transposed only if boxes are square, each with probability 1/2.
         """
         n = self.width
         rows = _permute_lines(draws, n, self.box_height)
@@ -141,11 +141,6 @@ class Sudoku(Puzzle):
             colours = _mixed(mixed + _mixed(units)[:, groups_of].sum(2)) + same_digit
         return _mixed(_mixed(colours).sum(1))
 
-    def home_splits(self, questions: Tensor) -> list[str]:
-        """Return which of `SPLITS` owns each question (B, S): one in ten val, one in ten test."""
-        tenths = (self.fingerprints(questions) % 10).tolist()
-        return [{0: "val", 1: "test"}.get(tenth, "train") for tenth in tenths]
-
     def generate(
         self, num: int, seed: int, split: str = "train", clues: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -154,14 +149,14 @@ class Sudoku(Puzzle):
         From a random grid, clues are taken away in random order until their number reaches a
         target or none can be spared. A larger `num` appends to the puzzles of a smaller one.
 
-        The splits share no question, not even up to symmetry (`home_splits`), whatever the seeds.
+        The splits share no question, not even up to symmetry (`fingerprints`), whatever the seeds.
         They may share solutions: 4x4 has only 2 different grids up to symmetry and 6x6 only 49,
         while two of the 9x9 grids drawn here are practically never alike.
 
         Args:
             num: puzzles, 1 or more.
             seed: any integer.
-            split: one of `SPLITS`.
+            split: one of `puzzle_splits.SPLITS`.
             clues: range of the target, drawn for each puzzle; from 0 to half of the cells if not
                 given. (0, 0) takes away all that can be spared, which is slow for 16x16.
 
@@ -185,13 +180,13 @@ class Sudoku(Puzzle):
         while len(puzzles) < num:
             grids = [self._search.random_grid(rng) for _ in range(_CHUNK)]
             drawn = [self._search.remove_clues(g, rng.randint(low, high), rng) for g in grids]
-            splits = self.home_splits(torch.tensor(drawn) + 1)
+            splits = home_splits(self.fingerprints(torch.tensor(drawn) + 1))
             before = len(puzzles)
             for question, grid, home in zip(drawn, grids, splits, strict=True):
                 if home == split:
                     puzzles.setdefault(tuple(question), grid)
-            misses = misses + 1 if len(puzzles) == before else 0
-            if misses == MAX_EMPTY_CHUNKS:
+            misses = misses + _CHUNK if len(puzzles) == before else 0
+            if misses >= MAX_MISSES:
                 raise DataError(
                     f"{self.name}: found only {len(puzzles)} different puzzles for split "
                     f"{split!r}, not {num}; ask for fewer or widen clues"
