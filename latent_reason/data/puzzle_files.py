@@ -45,7 +45,7 @@ def read_puzzle_csv(
             as "sapientinc/sudoku-extreme".
         puzzle: the kind.
         split: which split of a folder or Hub data set; a file has only one.
-        limit: read only the first so many rows.
+        limit: keep only the first so many rows; few of the others are read.
 
     Raises:
         ConfigError: for a limit below 1.

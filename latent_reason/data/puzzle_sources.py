@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -113,8 +114,8 @@ class _Bounded(io.RawIOBase):
         self._total += len(data)
         line_end = data.rfind(b"\n")
         self._line = len(data) - line_end - 1 if line_end >= 0 else self._line + len(data)
-        if self._line > MAX_LINE_BYTES:
-            raise DataError(f"{self._source}: a line has over {MAX_LINE_BYTES:,} bytes; cut it")
+        if self._line >= MAX_LINE_BYTES:
+            raise DataError(f"{self._source}: a line of {MAX_LINE_BYTES:,} bytes or more; cut it")
         if self._total > MAX_BYTES:
             raise DataError(f"{self._source}: larger than {MAX_BYTES:,} bytes; split the file")
         return data
@@ -137,6 +138,9 @@ def _csv_chunks(rows: Rows, path: Path, puzzle: Puzzle) -> Iterator[Grids]:
         raise DataError(f"{rows.source}: no such file; {_HINT}") from None
     except (ArrowInvalid, OSError) as error:
         reason = str(error).strip().splitlines()[0][:200]
+        if ragged := re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", reason):
+            line, expected, got = ragged.groups()
+            raise DataError(f"{rows.source}:{line}: {got} columns, expected {expected}") from None
         raise DataError(f"{rows.source}: not a usable CSV file ({reason}); mend it") from None
 
 
@@ -241,9 +245,9 @@ def _array_chunks(
         grids = []
         for field, array in zip(FIELDS, (questions, answers), strict=True):
             numbers = array[start : start + _CHUNK].reshape(-1, puzzle.num_cells)
-            known = np.asarray(numbers >= -1) & (numbers < len(puzzle.alphabet))
+            known = (numbers >= -1) & (numbers < len(puzzle.alphabet))
             rows.require(
-                known.all(axis=1),
+                np.asarray(known.all(axis=1)),
                 lambda at, field=field, numbers=numbers: (
                     f"the {field} holds {numbers[at].min()} to {numbers[at].max()}, expected "
                     f"0 to {len(puzzle.alphabet) - 1}, or -1 for no cell"
