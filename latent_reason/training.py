@@ -126,6 +126,7 @@ class Trainer:
         # Their optimizer gathers sparse gradients itself; DDP cannot with every backend.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, tables)
         self.wrapped = accelerator.prepare(self.model)
+        self.forward = torch.compile(self.wrapped) if config.compile else self.wrapped
         self.optimizers = make_optimizers(self.model, config)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.tables = [*tables.values()]
@@ -198,7 +199,7 @@ class Trainer:
 
         self.wrapped.train()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            output = self.wrapped(carry=self.carry, **batch, **self.options(progress, max_steps))
+            output = self.forward(carry=self.carry, **batch, **self.options(progress, max_steps))
         self.accelerator.backward(output.loss)
         self._update(output.loss)
 
