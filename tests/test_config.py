@@ -16,6 +16,7 @@ from latent_reason.config import (
     HRMConfig,
     JsonConfig,
     LatentReasonerConfig,
+    PuzzleModelConfig,
     ReasonerConfig,
     TrainConfig,
     TRMConfig,
@@ -23,13 +24,21 @@ from latent_reason.config import (
 from latent_reason.errors import ConfigError, UserError
 
 CONCAT_OF_MLP = {"reader": "concat", "reasoner": {"mixer": "mlp"}}
+PERCEIVER_OF_GROUPS = {"reasoner": {"mixer": "groups"}}
+TEXT_WITH_LEARNED = {"reasoner": {"positions": "learned"}}
+PREFIX_IN_GROUPS = {
+    "reasoner": {"mixer": "groups"},
+    "puzzle_emb_size": 128,
+    "puzzle_emb_len": 1,
+}
 MODES = r"\('one_step', 'last_cycle', 'k_cycles', 'full'\)"
 RISING = "None or two rising shares from 0 to 1"
 # class, values, field named by the message, expected; "got" is the field's value.
 REFUSED: list[tuple[type[JsonConfig], dict[str, Any], str, str]] = [
     *[
         (ReasonerConfig, {name: value}, name, "at least 1")
-        for name in ("hidden_size", "num_heads", "L_layers", "L_cycles", "H_cycles")
+        for name in ("hidden_size", "num_heads", "L_layers", "L_cycles", "H_cycles",
+                     "width_multiple")
         for value in (0, -3)
     ],
     (ReasonerConfig, {"hidden_size": 12}, "hidden_size", r"a multiple of 2 \* num_heads = 8"),
@@ -49,9 +58,10 @@ REFUSED: list[tuple[type[JsonConfig], dict[str, Any], str, str]] = [
     (ReasonerConfig, {"gradient": "bptt"}, "gradient", f"one of {MODES}"),
     (ReasonerConfig, {"gradient_cycles": 0}, "gradient_cycles", "1 to H_cycles = 3"),
     (ReasonerConfig, {"gradient_cycles": 4}, "gradient_cycles", "1 to H_cycles = 3"),
-    (ReasonerConfig, {"mixer": "conv"}, "mixer", "'attention' or 'mlp'"),
+    (ReasonerConfig, {"width_multiple": 1.5}, "width_multiple", "a whole number"),
+    (ReasonerConfig, {"mixer": "conv"}, "mixer", r"one of \('attention', 'mlp', 'groups'\)"),
     (ReasonerConfig, {"residual_init": ""}, "residual_init", r"one of \('zero', 'normal'\)"),
-    (ReasonerConfig, {"positions": "learned"}, "positions", "'rope' or 'none'"),
+    (ReasonerConfig, {"positions": "x"}, "positions", r"one of \('rope', 'learned', 'none'\)"),
     (LatentReasonerConfig, {"reasoner": "trm"}, "reasoner", "a ReasonerConfig"),
     (LatentReasonerConfig, {"reader": "lm"}, "reader", r"one of \('perceiver', 'concat'\)"),
     (LatentReasonerConfig, {"writer": "xattn"}, "writer", "'head' or 'soft'"),
@@ -60,7 +70,24 @@ REFUSED: list[tuple[type[JsonConfig], dict[str, Any], str, str]] = [
     (LatentReasonerConfig, {"read_layers": []}, "read_layers", "a list of at least one layer"),
     (LatentReasonerConfig, {"read_layers": "last"}, "read_layers", "a list of at least one layer"),
     (LatentReasonerConfig, {"answer_delimiter": 3}, "answer_delimiter", "a text"),
-    (LatentReasonerConfig, CONCAT_OF_MLP, "reasoner.mixer", "'attention' with reader 'concat'"),
+    (LatentReasonerConfig, CONCAT_OF_MLP, "reasoner.mixer",
+     r"one of \('attention',\) for 'concat'"),
+    (LatentReasonerConfig, PERCEIVER_OF_GROUPS, "reasoner.mixer",
+     r"one of \('attention', 'mlp'\) for 'perceiver'"),
+    (LatentReasonerConfig, TEXT_WITH_LEARNED, "reasoner.positions", "'rope' or 'none' for text"),
+    *[
+        (PuzzleModelConfig, {name: least - 1}, name, f"at least {least}")
+        for name, least in (("vocab_size", 2), ("num_cells", 1), ("num_puzzles", 1))
+    ],
+    (PuzzleModelConfig, {"num_cells": "81"}, "num_cells", "a whole number"),
+    (PuzzleModelConfig, {"puzzle_emb_size": -1}, "puzzle_emb_size", "at least 0"),
+    (PuzzleModelConfig, {"puzzle_emb_size": 129, "puzzle_emb_len": 1}, "puzzle_emb_len",
+     "at least 2 to hold puzzle_emb_size 129"),
+    (PuzzleModelConfig, {"puzzle_emb_len": 1}, "puzzle_emb_len", "0 without one"),
+    (PuzzleModelConfig, PREFIX_IN_GROUPS, "puzzle_emb_len", "0 with mixer 'groups'"),
+    (PuzzleModelConfig, {"symbol_states": True}, "symbol_states", "False unless mixer 'groups'"),
+    (PuzzleModelConfig, {"loss": "hinge"}, "loss", r"one of \('softmax', 'stablemax'\)"),
+    (PuzzleModelConfig, {"reasoner": {"mixer": "conv"}}, "mixer", "one of"),
     (HaltConfig, {"halt_max_steps": 0}, "halt_max_steps", "at least 1"),
     *[
         (HaltConfig, {"halt_exploration_prob": p}, "halt_exploration_prob", "a probability from")
@@ -76,17 +103,25 @@ REFUSED: list[tuple[type[JsonConfig], dict[str, Any], str, str]] = [
         (TrainConfig, {name: 0}, name, "at least 1")
         for name in ("max_steps", "batch_size", "log_every", "eval_every", "save_every")
     ],
-    *[(TrainConfig, {name: -1}, name, "at least 0") for name in ("warmup_steps", "weight_decay")],
+    *[
+        (TrainConfig, {name: -1}, name, "at least 0")
+        for name in ("warmup_steps", "weight_decay", "puzzle_weight_decay")
+    ],
+    (TrainConfig, {"optimizer": "sgd"}, "optimizer",
+     r"one of \('adamw', 'adam_atan2', 'muon'\)"),
+    *[(TrainConfig, {"beta2": beta}, "beta2", "between 0 and 1") for beta in (0.0, 1.0)],
     (TrainConfig, {"seed": -1}, "seed", r"from 0 to 2\*\*32 - 1"),
     (TrainConfig, {"seed": 2**32}, "seed", r"from 0 to 2\*\*32 - 1"),
     (TrainConfig, {"max_seconds": 0.0}, "max_seconds", "None or above 0"),
     (TrainConfig, {"max_seconds": "60"}, "max_seconds", "a finite number"),
     *[
-        (TrainConfig, {"learning_rate": rate}, "learning_rate", "above 0 and at most 0.1")
+        (TrainConfig, {name: rate}, name, "above 0 and at most 0.1")
+        for name in ("learning_rate", "muon_learning_rate", "puzzle_learning_rate")
         for rate in (0.0, -1e-3, 2)
     ],
     (TrainConfig, {"learning_rate": math.nan}, "learning_rate", "a finite number"),
-    (TrainConfig, {"grad_clip": 0.0}, "grad_clip", "above 0"),
+    (TrainConfig, {"grad_clip": 0.0}, "grad_clip", "None or above 0"),
+    (TrainConfig, {"grad_clip": math.inf}, "grad_clip", "a finite number"),
     *[(TrainConfig, {"ema_decay": d}, "ema_decay", "from 0 to below 1") for d in (-0.1, 1.0)],
     *[
         (TrainConfig, {name: value}, name, "from 0 to 1")
@@ -131,9 +166,17 @@ def test_a_wrong_value_is_refused_with_field_got_and_expected(
         LatentReasonerConfig(
             reasoner=ReasonerConfig(L_cycles=1), reader="concat", read_layers=(3, "last")
         ),
+        PuzzleModelConfig(),
+        PuzzleModelConfig(
+            reasoner=ReasonerConfig(positions="learned"), puzzle_emb_size=9, puzzle_emb_len=3
+        ),
+        PuzzleModelConfig(
+            reasoner=ReasonerConfig(mixer="groups", width_multiple=8), symbol_states=True
+        ),
         HaltConfig(halt_max_steps=3, curriculum=(0.25, 0.5)),
         HaltConfig(),
         TrainConfig(halt=HaltConfig(curriculum=(0, 1)), max_seconds=2.5, seed=2**32 - 1),
+        TrainConfig(optimizer="muon", grad_clip=None, compile=True),
         TrainConfig(),
     ],
     ids=lambda config: type(config).__name__,
@@ -162,6 +205,7 @@ def test_a_preset_of_the_reasoner_keeps_its_values_inside_json(reasoner: Reasone
         (ReasonerConfig, {"hidden_sizes": 3}, "ReasonerConfig"),
         (TrainConfig, {"halt": {"hidden_sizes": 3}}, "HaltConfig"),
         (LatentReasonerConfig, {"reasoner": {"hidden_sizes": 3}}, "ReasonerConfig"),
+        (PuzzleModelConfig, {"reasoner": {"hidden_sizes": 3}}, "ReasonerConfig"),
     ],
 )
 def test_an_unknown_field_is_named(
@@ -172,7 +216,8 @@ def test_an_unknown_field_is_named(
 
 
 def test_configurations_cannot_be_changed() -> None:
-    for config in (ReasonerConfig(), LatentReasonerConfig(), HaltConfig(), TrainConfig()):
+    kinds = (ReasonerConfig, LatentReasonerConfig, PuzzleModelConfig, HaltConfig, TrainConfig)
+    for config in (kind() for kind in kinds):
         name = dataclasses.fields(config)[0].name
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(config, name, 1)
@@ -211,15 +256,15 @@ def test_curriculum_spends_equal_shares_on_each_limit_below_the_last() -> None:
 def test_learning_rate_warms_up_stays_and_cools_down() -> None:
     config = TrainConfig(max_steps=1000, learning_rate=0.01, warmup_steps=10, cooldown=0.4)
 
-    def rate(step: int) -> float:
-        return config.learning_rate_at(step, config.progress(step, 0.0))
+    def factor(step: int) -> float:
+        return config.learning_rate_factor(step, config.progress(step, 0.0))
 
-    assert [rate(s) for s in (0, 4, 9)] == pytest.approx([0.001, 0.005, 0.01])
-    assert [rate(s) for s in (10, 300, 600)] == pytest.approx([0.01] * 3)
-    assert [rate(s) for s in (700, 800, 900)] == pytest.approx([0.0075, 0.005, 0.0025])
-    assert [rate(s) for s in (995, 999, 1000)] == pytest.approx([0.0002] * 3)  # 2 %, never 0
+    assert [factor(s) for s in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1])
+    assert [factor(s) for s in (10, 300, 600)] == pytest.approx([1] * 3)
+    assert [factor(s) for s in (700, 800, 900)] == pytest.approx([0.75, 0.5, 0.25])
+    assert [factor(s) for s in (995, 999, 1000)] == pytest.approx([0.02] * 3)  # never 0
     flat = dataclasses.replace(config, cooldown=0.0, warmup_steps=0)
-    assert {flat.learning_rate_at(s, s / 1000) for s in (0, 500, 1000)} == {0.01}
+    assert {flat.learning_rate_factor(s, s / 1000) for s in (0, 500, 1000)} == {1}
 
 
 def test_progress_counts_steps_or_seconds() -> None:

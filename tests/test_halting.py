@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from latent_reason.halting import Carry, minimum_steps, reset_halted, should_halt
+from latent_reason.core import ReasonerOutput
+from latent_reason.halting import Carry, minimum_steps, refill, reset_halted, should_halt
 
 
 def make_carry(num: int = 4, length: int = 3, size: int = 2) -> Carry:
@@ -22,36 +23,40 @@ def make_carry(num: int = 4, length: int = 3, size: int = 2) -> Carry:
 
 
 @pytest.mark.parametrize(
-    ("q_halt_logits", "refinement_steps", "minimum", "expected"),
+    ("stop", "refinement_steps", "minimum", "expected"),
     [
-        (-1.0, 1, 0, False),
-        (0.0, 1, 0, False),  # only above 0 means stop
-        (1.0, 1, 0, True),
-        (1.0, 1, 2, False),
-        (1.0, 2, 2, True),
-        (1.0, 3, 4, False),
-        (-1.0, 2, 2, False),
-        (-1.0, 4, 0, True),
-        (-1.0, 4, 4, True),
-        (1.0, 4, 4, True),
-        (-1.0, 5, 0, True),  # a curriculum that is resumed earlier may lower the limit
+        (False, 1, 0, False),
+        (True, 1, 0, True),
+        (True, 1, 2, False),
+        (True, 2, 2, True),
+        (True, 3, 4, False),
+        (False, 2, 2, False),
+        (False, 4, 0, True),
+        (False, 4, 4, True),
+        (True, 4, 4, True),
+        (False, 5, 0, True),  # a curriculum that is resumed earlier may lower the limit
     ],
 )
-def test_should_halt(
-    q_halt_logits: float, refinement_steps: int, minimum: int, expected: bool
-) -> None:
+def test_should_halt(stop: bool, refinement_steps: int, minimum: int, expected: bool) -> None:
     halted = should_halt(
-        torch.tensor([q_halt_logits]), torch.tensor([refinement_steps]), 4, torch.tensor([minimum])
+        torch.tensor([stop]), torch.tensor([refinement_steps]), 4, torch.tensor([minimum])
     )
     assert halted.dtype == torch.bool and halted.tolist() == [expected]
+
+
+def test_a_reasoner_says_stop_above_zero_only() -> None:
+    logits = torch.tensor([-1.0, 0.0, 1e-6, 3.0])
+    none = torch.zeros(0)
+    output = ReasonerOutput(None, none, logits, none, make_carry(), None)
+    assert output.stop.tolist() == [False, False, True, True]
 
 
 def test_with_a_limit_of_one_every_example_halts() -> None:
     for prob in (0.0, 1.0):
         minimum = minimum_steps(50, 1, prob, seed=0, step=0)
         assert minimum.max() <= 1
-        halted = should_halt(torch.full((50,), -9.0), torch.ones(50, dtype=torch.long), 1, minimum)
-        assert halted.all()
+        steps = torch.ones(50, dtype=torch.long)
+        assert should_halt(torch.zeros(50, dtype=torch.bool), steps, 1, minimum).all()
 
 
 @given(
@@ -99,13 +104,12 @@ def test_minimum_steps_is_uniform_with_the_given_probability() -> None:
 
 
 def test_slices_of_ranks_make_up_the_draw_of_one_process() -> None:
-    logits, steps = torch.randn(8), torch.randint(1, 6, (8,))
-    whole = should_halt(logits, steps, 5, minimum_steps(8, 5, 0.8, 3, 11))
+    stop, steps = torch.randn(8) > 0, torch.randint(1, 6, (8,))
+    whole = should_halt(stop, steps, 5, minimum_steps(8, 5, 0.8, 3, 11))
     for world in (1, 2, 4, 8):
         ranks = [slice(r * 8 // world, (r + 1) * 8 // world) for r in range(world)]
         parts = [
-            should_halt(logits[at], steps[at], 5, minimum_steps(8, 5, 0.8, 3, 11)[at])
-            for at in ranks
+            should_halt(stop[at], steps[at], 5, minimum_steps(8, 5, 0.8, 3, 11)[at]) for at in ranks
         ]
         assert torch.equal(torch.cat(parts), whole)
 
@@ -128,6 +132,31 @@ def test_reset_keeps_the_dtype_of_the_states() -> None:
     carry = make_carry()
     fresh = reset_halted(carry, torch.randn(2).bfloat16(), torch.randn(2).double())
     assert fresh.z_H.dtype == fresh.z_L.dtype == torch.float32
+
+
+def test_refill_gives_fresh_data_to_exactly_the_halted_slots() -> None:
+    carry = make_carry()
+    carry.data["grid"] = torch.zeros(4, 2, 3)
+    before = {name: value.clone() for name, value in carry.tensors().items()}
+    position, grid = torch.arange(4) + 100, torch.arange(24.0).view(4, 2, 3)
+    filled = refill(carry, {"position": position, "grid": grid})
+    assert filled.data.keys() == {"position", "grid"}
+    assert filled.data["position"].tolist() == [10, 101, 12, 103]
+    assert filled.data["position"].dtype == torch.int64
+    assert torch.equal(filled.data["grid"][1::2], grid[1::2])
+    assert filled.data["grid"][::2].eq(0).all()
+    for name, value in carry.tensors().items():
+        assert torch.equal(before[name], value), f"the argument's {name} was changed"
+        if not name.startswith("data."):
+            assert torch.equal(filled.tensors()[name], value), name
+
+
+def test_the_first_refill_takes_everything() -> None:
+    carry = make_carry()
+    carry.data = {}
+    position = torch.arange(4)
+    assert torch.equal(refill(carry, {"position": position}).data["position"], position)
+    assert carry.data == {}
 
 
 def test_carry_becomes_tensors_and_back() -> None:

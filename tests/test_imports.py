@@ -18,11 +18,12 @@ ROWS = (
     {"recursion", "halting"},
     {"reasoner"},
     {"puzzle_model", "llm", "adapters"},
-    {"core"},
+    {"core", "published_weights"},
     {"latent_reasoner", "controls"},
     {"data", "optim", "metrics", "checkpoint", "run_lock", "results"},
-    {"training", "evaluation", "report", "runs"},
-    {"experiment"},
+    {"training", "evaluation", "puzzle_evaluation", "arc_voting", "report", "runs"},
+    {"run_frame"},
+    {"experiment", "puzzle_experiment"},
     {"comparison"},
 )
 ROW_OF = {name: index for index, row in enumerate(ROWS) for name in row}

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from latent_reason.losses import IGNORE_INDEX, answer_loss, exactly_right, halt_loss
+from latent_reason.losses import (
+    IGNORE_INDEX,
+    answer_loss,
+    exactly_right,
+    halt_loss,
+    stablemax_log_probs,
+)
 
 LABELS = torch.tensor([[3, 0, 1, 4], [2, -100, -100, -100], [-100, 4, -100, 0]])
 
@@ -59,6 +65,72 @@ def test_answer_loss_gradient_is_softmax_minus_target_on_labelled_tokens() -> No
                 expected = logits[b, k].detach().softmax(dim=0)
                 expected[LABELS[b, k]] -= 1
             torch.testing.assert_close(grad[b, k], expected / len(labelled) / 3)
+
+
+def naive_stablemax(row: list[float]) -> list[float]:
+    """Return the probabilities of one row of logits, in Python's doubles."""
+    s = [v + 1 if v >= 0 else 1 / (1 - v) for v in row]
+    return [v / sum(s) for v in s]
+
+
+def naive_stablemax_loss(logits: Tensor, labels: Tensor) -> float:
+    examples = []
+    for rows, targets in zip(logits.tolist(), labels.tolist(), strict=True):
+        tokens = [
+            -math.log(naive_stablemax(row)[target])
+            for row, target in zip(rows, targets, strict=True)
+            if target != -100
+        ]
+        examples.append(sum(tokens) / len(tokens))
+    return sum(examples) / len(examples)
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0, 300.0])
+def test_stablemax_is_the_slow_formula_in_doubles(scale: float) -> None:
+    logits = torch.randn(3, 4, 5) * scale
+    log_probs = stablemax_log_probs(logits)
+    assert log_probs.dtype == torch.float64
+    expected = [
+        [[math.log(p) for p in naive_stablemax(r)] for r in rows] for rows in logits.tolist()
+    ]
+    torch.testing.assert_close(
+        log_probs, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12
+    )
+    loss = answer_loss(logits, LABELS, "stablemax")
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx(naive_stablemax_loss(logits, LABELS), abs=1e-12)
+    assert loss.item() != pytest.approx(answer_loss(logits, LABELS).item(), abs=1e-3)
+
+
+def test_stablemax_by_hand() -> None:
+    # s is 2, 1, 1/2 and 1/4.
+    probabilities = stablemax_log_probs(torch.tensor([1.0, 0.0, -1.0, -3.0])).exp()
+    assert probabilities.tolist() == pytest.approx([8 / 15, 4 / 15, 2 / 15, 1 / 15], abs=1e-12)
+
+
+def test_stablemax_gradient_is_that_of_the_slow_formula() -> None:
+    logits = (torch.randn(3, 4, 5) * 2).requires_grad_()
+    (grad,) = torch.autograd.grad(answer_loss(logits, LABELS, "stablemax"), logits)
+    values, step = logits.detach().double(), 1e-6
+    for b in range(3):
+        for k in range(4):
+            for v in range(5):
+                change = torch.zeros_like(values)
+                change[b, k, v] = step
+                rise = naive_stablemax_loss(values + change, LABELS)
+                rise -= naive_stablemax_loss(values - change, LABELS)
+                assert grad[b, k, v].item() == pytest.approx(rise / (2 * step), abs=1e-6)
+
+
+def test_stablemax_stays_finite_for_sure_logits_and_ignores_rows_without_labels() -> None:
+    logits = torch.zeros(2, 1, 3)
+    logits[0, 0] = torch.tensor([3e38, -3e38, 0])
+    logits.requires_grad_()
+    loss = answer_loss(logits, torch.tensor([[1], [-100]]), "stablemax")
+    loss.backward()
+    assert loss.isfinite() and logits.grad is not None and logits.grad.isfinite().all()
+    assert loss.item() == pytest.approx(math.log(3e38) * 2 / 2, rel=1e-6)
+    assert logits.grad[1].eq(0).all()
 
 
 def test_very_wrong_and_very_right_logits_stay_finite() -> None:
