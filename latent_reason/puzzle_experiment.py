@@ -12,7 +12,7 @@ import torch
 from latent_reason.config import HaltConfig, JsonConfig, PuzzleModelConfig, TrainConfig, check
 from latent_reason.data.kinds import find_puzzle
 from latent_reason.data.puzzle_files import read_puzzle_csv, subsample
-from latent_reason.data.puzzles import PuzzleDataset
+from latent_reason.data.puzzles import Puzzle, PuzzleDataset
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.puzzle_evaluation import PuzzleEvaluator, trace
 from latent_reason.puzzle_model import PuzzleModel
@@ -109,19 +109,30 @@ def load_splits(config: PuzzleRunConfig) -> dict[str, PuzzleDataset]:
 class PuzzleRun(RunFrame):
     """One run: its data, its models, its table.
 
+    Attributes:
+        data: the splits.
+        puzzle: their kind.
+        sample_split: the split of which the report shows answers.
+
     Raises:
         UserError: on bad options or data, before anything is written.
     """
 
+    sample_split = "test"
+
     def __init__(self, name: str, config: PuzzleRunConfig, resume: bool) -> None:
         super().__init__("train_puzzle.py", name, config, resume)
         self.config = config
-        self.data = load_splits(config)
-        self.puzzle = self.data["train"].puzzle
+        self.data = self.load()
+        self.puzzle: Puzzle = self.data["test"].puzzle
         sizes = ", ".join(f"{split} {len(data):,}" for split, data in self.data.items())
         self.say(f"puzzles of {config.puzzle}: {sizes}")
         for data in self.data.values():
             data.to(self.accelerator.device)
+
+    def load(self) -> dict[str, Any]:
+        """Return train, what the training loop needs of a dataset; val and test, PuzzleDatasets."""
+        return {**load_splits(self.config)}
 
     def make_model(self, config: PuzzleModelConfig) -> PuzzleModel:
         """Return a new model for the run's puzzle, seeded."""
@@ -195,6 +206,6 @@ class PuzzleRun(RunFrame):
         """Print the table; write results.json, samples.json and report.html."""
         trained = self.config.train.halt.halt_max_steps
         steps = sorted({trained, *(n for n in self.config.refinement_steps if n <= 2 * trained)})
-        samples = trace(model, self.data["test"], NUM_SAMPLES, steps)
+        samples = trace(model, self.data[self.sample_split], NUM_SAMPLES, steps)
         if self.accelerator.is_main_process:
             self.write_results(samples)

@@ -174,13 +174,22 @@ class PuzzleDataset:
         questions: (N, S) tokens, any integer dtype.
         answers: (N, S) tokens, padding where nothing is asked.
         augment: whether `at` draws symmetries.
+        puzzle_identifiers: (N,) int64 rows of the puzzle table; 0 for all if not given.
     """
 
     def __init__(
-        self, puzzle: Puzzle, questions: Tensor, answers: Tensor, augment: bool = True
+        self,
+        puzzle: Puzzle,
+        questions: Tensor,
+        answers: Tensor,
+        augment: bool = True,
+        puzzle_identifiers: Tensor | None = None,
     ) -> None:
         self.puzzle, self.augment = puzzle, augment
         self.questions, self.answers = questions.to(torch.uint8), answers.to(torch.uint8)
+        if puzzle_identifiers is None:
+            puzzle_identifiers = questions.new_zeros(len(questions), dtype=torch.long)
+        self.puzzle_identifiers = puzzle_identifiers
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -193,16 +202,17 @@ class PuzzleDataset:
     def to(self, device: torch.device | str) -> PuzzleDataset:
         """Move to a device and return self."""
         self.questions, self.answers = self.questions.to(device), self.answers.to(device)
+        self.puzzle_identifiers = self.puzzle_identifiers.to(device)
         return self
 
     def subset(self, rows: Tensor) -> PuzzleDataset:
         """Return a dataset of these rows."""
-        return PuzzleDataset(self.puzzle, self.questions[rows], self.answers[rows], self.augment)
+        grids = self.questions[rows], self.answers[rows]
+        return PuzzleDataset(self.puzzle, *grids, self.augment, self.puzzle_identifiers[rows])
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         """Gather (B,) rows as they are: inputs and labels (B, S), puzzle_identifiers (B,)."""
-        rows = rows.to(self.questions.device)
-        return _batch(self.questions[rows].long(), self.answers[rows].long())
+        return self._gather(rows.to(self.questions.device), None)
 
     def at(self, positions: Tensor, seed: int) -> dict[str, Tensor]:
         """Return the training examples at positions (B,) of the endless data order.
@@ -210,19 +220,16 @@ class PuzzleDataset:
         A pure function of (seed, position): order and symmetries need not be saved.
         """
         rows = rows_at(positions.cpu(), seed, len(self)).to(self.questions.device)
-        questions, answers = self.questions[rows].long(), self.answers[rows].long()
         draws = Draws(positions.to(self.questions.device), seed)
-        symmetry = self.puzzle.symmetry(draws) if self.augment else None
+        return self._gather(rows, self.puzzle.symmetry(draws) if self.augment else None)
+
+    def _gather(self, rows: Tensor, symmetry: Symmetry | None) -> dict[str, Tensor]:
+        """Return rows (B,), transformed."""
+        questions, answers = self.questions[rows].long(), self.answers[rows].long()
         if symmetry is not None:
             questions, answers = symmetry.apply(questions), symmetry.apply(answers)
-        return _batch(questions, answers)
-
-
-def _batch(questions: Tensor, answers: Tensor) -> dict[str, Tensor]:
-    return {
-        "inputs": questions,
-        "labels": answers.masked_fill(answers == PAD, IGNORE_INDEX),
-        "puzzle_identifiers": torch.zeros(
-            len(questions), dtype=torch.long, device=questions.device
-        ),
-    }
+        return {
+            "inputs": questions,
+            "labels": answers.masked_fill(answers == PAD, IGNORE_INDEX),
+            "puzzle_identifiers": self.puzzle_identifiers[rows],
+        }
