@@ -184,7 +184,7 @@ class PuzzleModel(nn.Module):
         special: the answer is as right as its worst position, by a soft minimum over them.
         """
         if self.config.reasoner.mixer == "groups":
-            q = -torch.logsumexp(-self.q_head(z_H).float(), dim=1)
+            q = math.log(z_H.shape[1]) - torch.logsumexp(-self.q_head(z_H).float(), dim=1)
         else:
             q = self.q_head(z_H[:, 0]).float()
         return q[:, 0], q[:, 1]
