@@ -19,11 +19,12 @@ IGNORE_INDEX = -100
 Z_95 = 1.959963984540054  # standard normal quantile of 0.975
 
 
-def wilson_interval(correct: int, num: int) -> tuple[float, float]:
+def wilson_interval(correct: float, num: int) -> tuple[float, float]:
     """95 % Wilson score interval of a share, as fractions between 0 and 1.
 
     Args:
-        correct: Number of successes, 0 to `num`.
+        correct: Number of successes, 0 to `num`; a sum of partial ones gives an interval that is
+            rather too wide, since their variance is smaller.
         num: Number of independent trials, at least 1.
 
     Raises:

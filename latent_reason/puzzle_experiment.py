@@ -62,7 +62,7 @@ class PuzzleRunConfig(JsonConfig):
             object.__setattr__(self, "output_dir", Path(self.output_dir))
         for name in ("train_data", "refinement_steps"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        least = 0 if self.train_data else 1
+        least = 0 if self.train_data or self.puzzle == "arc" else 1
         for name, low in (("num_train", least), ("num_test", least), ("num_val", 1)):
             check(getattr(self, name) >= low, name, getattr(self, name), f"at least {low}")
         steps = self.refinement_steps

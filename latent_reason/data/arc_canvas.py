@@ -7,6 +7,7 @@ where there is room; so an answer tells its size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from latent_reason.data.arc_files import MAX_SIDE, NUM_COLOURS, Grid
-from latent_reason.data.puzzles import PAD
+from latent_reason.data.puzzles import PAD, Puzzle
 
 EOS = 1
 FIRST_COLOUR = 2
@@ -103,3 +104,18 @@ def place(
     old = cells.gather(1, source.clamp(0, NUM_CELLS - 1)).long()
     tokens = colours.gather(1, old) + FIRST_COLOUR
     return torch.where(in_rows & in_columns, tokens, torch.where(border, EOS, PAD))
+
+
+class ArcCanvas(Puzzle):
+    """The canvas as a kind of puzzle: "|" is EOS. Its rule is another one in every task."""
+
+    name = "arc"
+    height = width = MAX_SIDE
+    alphabet = "|0123456789"
+
+    def format(self, tokens: Sequence[int]) -> str:
+        """Return the grid on a canvas (900 tokens) as lines of digits, "-" if there is none."""
+        grid = crop(np.array(tokens))
+        if grid is None:
+            return "-"
+        return "\n".join("".join(map(str, row)) for row in grid.tolist())

@@ -1,0 +1,222 @@
+"""One run of `recipes/train_puzzle.py` on ARC: train on demonstrations, vote, submit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from latent_reason.arc_voting import ArcVotes, evaluation_batches
+from latent_reason.config import PuzzleModelConfig, check
+from latent_reason.data.arc import ArcDataset
+from latent_reason.data.arc_canvas import ArcCanvas
+from latent_reason.data.arc_files import ArcTask, read_arc
+from latent_reason.data.arc_leaks import find_arc_leaks
+from latent_reason.data.puzzles import PAD, PuzzleDataset
+from latent_reason.errors import ConfigError, DataError
+from latent_reason.losses import IGNORE_INDEX
+from latent_reason.metrics import wilson_interval
+from latent_reason.puzzle_evaluation import PuzzleEvaluator, refine
+from latent_reason.puzzle_experiment import PuzzleRun, PuzzleRunConfig
+from latent_reason.puzzle_model import PuzzleModel
+from latent_reason.training import Trainer, use_bf16
+
+PASS_AT = (1, 2, 5, 10, 100, 1000)
+MIN_SHOWN = 2
+"""Demonstrations that a task keeps when one is held out for validation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArcRunConfig(PuzzleRunConfig):
+    """Everything that defines a run on ARC."""
+
+    puzzle: str = "arc"
+    """arc."""
+    train_data: tuple[str, ...] = ()
+    """ARC files or folders of which everything is training data, test pairs too."""
+    test_data: str | None = None
+    """ARC file or folder to evaluate on; the demonstrations of its tasks are training data."""
+    num_train: int = 0
+    """Tasks to draw from train_data (0: all of them)."""
+    num_val: int = 64
+    """Tasks of train_data of which one demonstration is held out for evaluation in training."""
+    num_test: int = 0
+    """Tasks of test_data to train for and to evaluate, the first ones (0: all of them)."""
+    num_augmentations: int = 1000
+    """Augmentations of each task to train with, each with an embedding of its own."""
+    num_votes: int = 1000
+    """Augmentations under which a test pair is predicted, besides as it is."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.puzzle == "arc", "puzzle", self.puzzle, "'arc' with this preset")
+        check(self.augment, "augment", False, "True; for none take num_augmentations 0")
+        num, votes = self.num_augmentations, self.num_votes
+        check(num >= 0, "num_augmentations", num, "at least 0")
+        check(0 <= votes <= num, "num_votes", votes, f"0 to num_augmentations = {num}")
+
+
+def hold_out(
+    training: Sequence[ArcTask], num: int
+) -> tuple[list[ArcTask], dict[str, tuple[Any, ...]]]:
+    """Take the last demonstration out of `num` tasks, always the same ones.
+
+    Returns:
+        The tasks without them, in the same order; the pairs taken out, by name of the task.
+
+    Raises:
+        DataError: if there are not as many tasks with enough demonstrations.
+    """
+    able = [i for i, task in enumerate(training) if len(task.train) > MIN_SHOWN]
+    if len(able) < num:
+        raise DataError(
+            f"train_data: {len(able)} tasks with more than {MIN_SHOWN} demonstrations, of which "
+            f"{num} are to give one for validation; add tasks or lower num_val"
+        )
+    kept, held = [*training], {}
+    for choice in np.random.default_rng(0).permutation(len(able))[:num].tolist():
+        task = training[able[choice]]
+        kept[able[choice]] = dataclasses.replace(task, train=task.train[:-1])
+        held[task.name] = task.train[-1:]
+    return kept, held
+
+
+def tests_as_they_are(dataset: ArcDataset) -> PuzzleDataset:
+    """Return the test pairs of a dataset without augmentation, with their identifiers."""
+    tests = torch.arange(len(dataset.tests))
+    batch = dataset.test_batch(tests, torch.zeros_like(tests))
+    answers = batch["labels"].masked_fill(batch["labels"] == IGNORE_INDEX, PAD)
+    identifiers = batch["puzzle_identifiers"]
+    return PuzzleDataset(ArcCanvas(), batch["inputs"], answers, False, identifiers)
+
+
+class ArcRun(PuzzleRun):
+    """One run: trains on demonstrations, votes on the test pairs, writes submission.json.
+
+    Attributes:
+        tasks: the dataset that is trained on, with the test pairs to predict.
+        num_leaks: tasks to evaluate that are in the training data under another name.
+        scored: whether the answers to all test pairs are known.
+
+    Raises:
+        UserError: on bad options or data, before anything is written.
+    """
+
+    def __init__(self, name: str, config: ArcRunConfig, resume: bool) -> None:
+        self.arc = config
+        super().__init__(name, config, resume)
+
+    def load(self) -> dict[str, Any]:
+        """Return train, an ArcDataset; val and test, pairs as they are."""
+        config, seed = self.arc, self.arc.train.seed
+        if not config.train_data or config.test_data is None:
+            raise ConfigError(
+                "train_data and test_data: got none, expected ARC files such as "
+                "arc-agi_training_challenges.json, with the solutions beside them"
+            )
+        training = [task for path in config.train_data for task in read_arc(Path(path))]
+        if config.num_train > len(training):
+            raise DataError(f"num_train: {config.num_train} tasks of {len(training)}; ask for less")
+        if config.num_train:
+            drawn = np.random.default_rng(seed).permutation(len(training))[: config.num_train]
+            training = [training[index] for index in sorted(drawn.tolist())]
+        evaluation = read_arc(Path(config.test_data))[: config.num_test or None]
+        self._look_for_leaks(training, evaluation)
+        kept, held = hold_out(training, config.num_val)
+        num = config.num_augmentations
+        self.tasks = ArcDataset(kept, evaluation, num, seed)
+        # The same tasks in the same order have the same identifiers.
+        val = [dataclasses.replace(task, test=held.get(task.name, ())) for task in self.tasks.tasks]
+        self.scored = all(pair.output is not None for task in evaluation for pair in task.test)
+        self.sample_split = "test" if self.scored else "val"
+        return {
+            "train": self.tasks,
+            "val": tests_as_they_are(ArcDataset([], val, num, seed)),
+            "test": tests_as_they_are(self.tasks),
+        }
+
+    def _look_for_leaks(self, training: list[ArcTask], evaluation: list[ArcTask]) -> None:
+        leaks = find_arc_leaks(training, evaluation)
+        self.num_leaks = len(leaks)
+        if leaks:
+            answers = sum(leak.test_shared for leak in leaks)
+            self.say(
+                f"warning: {len(leaks)} of {len(evaluation)} tasks to evaluate are in train_data, "
+                f"{answers} of them with a test answer, such as {leaks[0].task} as "
+                f"{leaks[0].found_as}; see python -m latent_reason.data arc-leaks --help"
+            )
+
+    def make_model(self, config: PuzzleModelConfig) -> PuzzleModel:
+        """Return a new model with a row of its puzzle table for each identifier, seeded."""
+        num = self.tasks.num_puzzle_identifiers if config.puzzle_emb_size else 1
+        return super().make_model(dataclasses.replace(config, num_puzzles=num))
+
+    def evaluator(self, split: str) -> PuzzleEvaluator:
+        """Return an evaluator of pairs as they are, in batches as large as those of training."""
+        bf16 = use_bf16(self.config.train, self.accelerator.device)
+        size = self.config.train.batch_size
+        return PuzzleEvaluator(self.data[split], self.accelerator, bf16, size)
+
+    def vote(self, model: PuzzleModel) -> ArcVotes:
+        """Predict every test pair under num_votes augmentations and as it is, count the grids.
+
+        Every process takes a share of each batch and gets the votes of all.
+        """
+        config, accelerator, votes = self.arc, self.accelerator, ArcVotes(self.tasks)
+        bf16 = use_bf16(config.train, accelerator.device)
+        model.eval()
+        total, done = len(self.tasks.tests) * (1 + config.num_votes), 0
+        size = config.train.batch_size
+        for tests, batch in evaluation_batches(self.tasks, config.num_votes, size):
+            num = -(-len(tests) // accelerator.num_processes)
+            rows = torch.arange(num) + num * accelerator.process_index
+            rows = rows.clamp(max=len(tests) - 1).to(accelerator.device)
+            share = {key: value[rows] for key, value in batch.items()}
+            outputs = refine(model, share, config.train.halt.halt_max_steps, bf16)
+            last = deque(outputs, maxlen=1)[0]
+            tokens = accelerator.gather(last.logits.argmax(dim=-1))[: len(tests)]
+            q_halt_logits = accelerator.gather(last.q_halt_logits)[: len(tests)]
+            votes.add(tests, batch["puzzle_identifiers"], tokens, q_halt_logits)
+            before, done = done, done + len(tests)
+            if 10 * done // total > 10 * before // total:
+                self.say(f"votes {done:,}/{total:,}")
+        return votes
+
+    def evaluate(self, model: PuzzleModel, trainer: Trainer) -> None:
+        """Add rows for single predictions and for votes; write submission.json."""
+        config, limit = self.arc, self.arc.train.halt.halt_max_steps
+        if self.scored:
+            super().evaluate(model, trainer)
+        counter = self.evaluator("val").sweep(model, [limit]).at[limit]
+        self.add("reasoner", config.puzzle, "val", limit, counter)
+        votes = self.vote(model)
+        if self.accelerator.is_main_process:
+            votes.write_submission(self.folder / "submission.json")
+        self.say(f"submission: {self.folder / 'submission.json'}")
+        if not self.scored:
+            self.say("not scored: test_data has no answers to all of its test pairs")
+            return
+        num_tasks = len({task for task, _ in self.tasks.tests})
+        for k in PASS_AT:
+            if k > 1 + config.num_votes:
+                break
+            score = votes.pass_at(k)
+            self.rows.append(
+                {
+                    "system": f"reasoner, pass@{k} of {1 + config.num_votes} votes",
+                    "task": config.puzzle,
+                    "split": "test",
+                    "refinement_steps": limit,
+                    "n": num_tasks,
+                    "exact_accuracy": score,
+                    "ci95": list(wilson_interval(score * num_tasks, num_tasks)),
+                    "num_test_pairs": len(self.tasks.tests),
+                    "num_leaks": self.num_leaks,
+                }
+            )
