@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -37,6 +37,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    """Let Accelerate know nothing of the processes of other tests, before and after."""
+    from tiny_runs import reset_accelerate
+
+    reset_accelerate()
+    yield
+    reset_accelerate()
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

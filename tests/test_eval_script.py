@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import forked, make_data, make_examples, reset_accelerate, train_once
+from tiny_runs import forked, make_data, make_examples, train_once
 
 from eval import latent
 from latent_reason.data import read_jsonl, write_jsonl
@@ -18,16 +18,10 @@ from latent_reason.llm import FrozenLLM
 from latent_reason.results import load_results
 from latent_reason.runs import run_script
 
+pytestmark = pytest.mark.usefixtures("one_process")
 MakeLLM = Callable[..., FrozenLLM]
 SaveLLM = Callable[[FrozenLLM, Any], str]
 NUM_ROWS = 9
-
-
-@pytest.fixture(autouse=True)
-def _one_process() -> Iterator[None]:
-    reset_accelerate()
-    yield
-    reset_accelerate()
 
 
 @pytest.fixture

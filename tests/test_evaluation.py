@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny_runs import MODEL, NUM_SLOTS, make_data, on_two_processes, reset_accelerate, train_once
+from tiny_runs import MODEL, NUM_SLOTS, make_data, on_two_processes, train_once
 
 from latent_reason.controls import AnswerLM
 from latent_reason.data.features import StateCache
@@ -21,14 +21,8 @@ from latent_reason.latent_reasoner import LatentReasoner
 from latent_reason.llm import FrozenLLM
 from latent_reason.metrics import AccuracyCounter
 
+pytestmark = pytest.mark.usefixtures("one_process")
 NUM_ROWS = 12
-
-
-@pytest.fixture(autouse=True)
-def _one_process() -> Iterator[None]:
-    reset_accelerate()
-    yield
-    reset_accelerate()
 
 
 @pytest.fixture

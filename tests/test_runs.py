@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ import psutil
 import pytest
 import tyro
 from accelerate import Accelerator
-from tiny_runs import on_two_processes, reset_accelerate
+from tiny_runs import on_two_processes
 
 from latent_reason import runs
 from latent_reason.errors import CheckpointError, ConfigError, DataError, UserError
@@ -30,6 +30,7 @@ from latent_reason.runs import (
     write_json,
 )
 
+pytestmark = pytest.mark.usefixtures("one_process")
 SCRIPT = """
 import sys
 from accelerate import Accelerator
@@ -42,13 +43,6 @@ def main():
 
 run_script(main)
 """
-
-
-@pytest.fixture(autouse=True)
-def _one_process() -> Iterator[None]:
-    reset_accelerate()
-    yield
-    reset_accelerate()
 
 
 @pytest.fixture

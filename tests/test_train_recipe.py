@@ -9,16 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import forked, make_examples, on_two_processes, read_lines, reset_accelerate
+from tiny_runs import forked, make_examples, on_two_processes, read_lines
 
-from latent_reason import comparison
+from latent_reason import run_frame
 from latent_reason.data import TASKS, Example, write_jsonl
 from latent_reason.latent_reasoner import LatentReasoner
 from latent_reason.llm import FrozenLLM
@@ -28,6 +28,7 @@ from latent_reason.runs import run_script
 from latent_reason.training import Trainer
 from recipes import train_latent_trm as recipe
 
+pytestmark = pytest.mark.usefixtures("one_process")
 ROOT = Path(__file__).parents[1]
 SPLITS = {"train": 24, "val": 6, "test": 7, "wording": 7}
 SHRUNK = (
@@ -36,13 +37,6 @@ SHRUNK = (
     "--train.warmup-steps 4 --train.log-every 4 --train.eval-every 6 --train.save-every 6 "
     "--train.halt.halt-max-steps 3 --train.precision fp32"
 ).split()
-
-
-@pytest.fixture(autouse=True)
-def _one_process() -> Iterator[None]:
-    reset_accelerate()
-    yield
-    reset_accelerate()
 
 
 @pytest.fixture
@@ -67,7 +61,7 @@ class Finished:
 
 def no_report() -> None:
     """Leave the plots out, which take most of the seconds of a tiny run."""
-    comparison.write_report = lambda folder: folder / "report.html"
+    run_frame.write_report = lambda folder: folder / "report.html"
 
 
 def run_here(folder: Path, words: list[str], prepare: Callable[[], object] = no_report) -> Finished:
@@ -124,7 +118,7 @@ def test_a_run_from_the_command_line(base: str, whole: Path, tmp_path: Path) -> 
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("smoke-20")
     lines = done.stdout.splitlines()
-    assert lines[0] == f"run folder: runs/{folder.name}"
+    assert lines[0] == f"preset smoke, run folder runs/{folder.name}"
     assert f"report: runs/{folder.name}/report.html" in lines
     assert "latent reasoner" in done.stdout
     assert "Traceback" not in done.stderr

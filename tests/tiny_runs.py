@@ -91,8 +91,8 @@ def train_once(llm: FrozenLLM, folder: Path) -> LatentReasoner:
     """Return a reasoner that knows the first six examples by heart; later calls load it."""
     path = folder / "knows_six.safetensors"
     if not path.exists():
-        trainer = make_trainer(llm, folder, make_data(llm, 6), max_steps=160, batch_size=6)
-        for _ in range(160):
+        trainer = make_trainer(llm, folder, make_data(llm, 6), max_steps=320, batch_size=6)
+        for _ in range(320):
             trainer.train_step()
         save_file(trainer.model.core.state_dict(), path)
         reset_accelerate()
@@ -102,11 +102,12 @@ def train_once(llm: FrozenLLM, folder: Path) -> LatentReasoner:
 
 
 class Probe:
-    """A dataset that calls `before(number, rows)` before it gives the batch of step `number`."""
+    """A dataset that calls `before(number, positions)` before it gives the batch of a step."""
 
-    def __init__(self, data: TextDataset, before: Callable[[int, Tensor], None]) -> None:
+    def __init__(self, data: Any, before: Callable[[int, Tensor], None]) -> None:
         self.data, self.before = data, before
         self.num_batches = 0
+        self.last: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.data)
@@ -115,10 +116,11 @@ class Probe:
     def num_tokens(self) -> int:
         return self.data.num_tokens
 
-    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+    def at(self, positions: Tensor, seed: int) -> dict[str, Tensor]:
         self.num_batches += 1
-        self.before(self.num_batches, rows)
-        return self.data.batch(rows)
+        self.before(self.num_batches, positions)
+        self.last = self.data.at(positions, seed)
+        return self.last
 
 
 def reset_accelerate() -> None:
