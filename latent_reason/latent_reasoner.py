@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from latent_reason.adapters import nearest_token_logits, soft_tokens
@@ -24,9 +23,10 @@ from latent_reason.errors import CheckpointError, ConfigError
 from latent_reason.halting import Carry
 from latent_reason.llm import FrozenLLM, PromptStates
 from latent_reason.losses import IGNORE_INDEX, answer_loss, exactly_right, halt_loss
+from latent_reason.model_folder import CONFIG, read_config, reading, write_model_folder
 
 ADAPTER_WEIGHTS = "adapter.safetensors"
-ADAPTER_CONFIG = "config.json"
+ADAPTER_CONFIG = CONFIG
 ADAPTER_FORMAT = "latent_reason adapter 1"
 
 
@@ -269,21 +269,17 @@ class LatentReasoner(nn.Module):
             folder: created if missing.
             card: Markdown for README.md; a short default if empty.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {k: v.detach().cpu().contiguous() for k, v in self.core.state_dict().items()}
-        save_file(tensors, folder / ADAPTER_WEIGHTS)
         config = self.config.to_dict() | {
             "format": ADAPTER_FORMAT,
             "base": self.llm.name,
             "base_hidden_size": self.llm.hidden_size,
             "base_sha256": None if self.llm.is_quantized else self.llm.sha256(torch.bfloat16),
         }
-        (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         default = (
             f"# Latent reasoner for {self.llm.name}\n\nLoad with `LatentReasoner.from_pretrained`."
         )
-        (folder / "README.md").write_text((card or default) + "\n")
+        weights = {ADAPTER_WEIGHTS: self.core.state_dict()}
+        write_model_folder(folder, weights, config, card or default)
 
     @classmethod
     def from_pretrained(
@@ -302,21 +298,14 @@ class LatentReasoner(nn.Module):
                 in does not matter; quantised bases are compared by width only).
         """
         folder = Path(folder)
-        try:
-            saved = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        with reading(folder, "adapter", "save_pretrained"):
+            saved = read_config(folder, ADAPTER_FORMAT)
             tensors = load_file(folder / ADAPTER_WEIGHTS)
             name, width, digest = (saved.pop(f"base{k}") for k in ("", "_hidden_size", "_sha256"))
-            if (found := saved.pop("format")) != ADAPTER_FORMAT:
-                raise ValueError(f"format {found!r}, expected {ADAPTER_FORMAT!r}")
             config = LatentReasonerConfig.from_dict(saved)
             complete = json.loads(json.dumps(config.to_dict()))
             if lost := [key for key in complete if saved.get(key) != complete[key]]:
                 raise ValueError(f"{ADAPTER_CONFIG}: incomplete {', '.join(lost)}")
-        except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as error:
-            raise CheckpointError(
-                f"adapter {folder}: not a complete adapter folder ({error}); "
-                "give a folder written by save_pretrained"
-            ) from error
         llm = base if isinstance(base, FrozenLLM) else FrozenLLM.load(base or name, **kwargs)
         known = digest is not None and not llm.is_quantized
         if llm.hidden_size != width or (known and llm.sha256(torch.bfloat16) != digest):

@@ -9,14 +9,17 @@ from typing import Any
 
 import torch
 
+from latent_reason.checkpoint import latest_checkpoint
 from latent_reason.config import HaltConfig, JsonConfig, PuzzleModelConfig, TrainConfig, check
 from latent_reason.data.kinds import find_puzzle
 from latent_reason.data.puzzle_files import read_puzzle_csv, subsample
 from latent_reason.data.puzzles import Puzzle, PuzzleDataset
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.puzzle_evaluation import PuzzleEvaluator, trace
+from latent_reason.puzzle_folder import model_card, save_puzzle_model
 from latent_reason.puzzle_model import PuzzleModel
 from latent_reason.run_frame import RunFrame, Tracker, facts_of
+from latent_reason.runs import commit
 from latent_reason.training import Trainer, use_bf16
 
 NUM_SAMPLES = 4
@@ -203,9 +206,16 @@ class PuzzleRun(RunFrame):
         self.add(system, self.config.puzzle, "test", 1, sweep.at[1], **sweep.facts(1), **facts)
 
     def write(self, model: PuzzleModel) -> None:
-        """Print the table; write results.json, samples.json and report.html."""
+        """Print the table; write results.json, samples.json, report.html and model/."""
         trained = self.config.train.halt.halt_max_steps
         steps = sorted({trained, *(n for n in self.config.refinement_steps if n <= 2 * trained)})
         samples = trace(model, self.data[self.sample_split], NUM_SAMPLES, steps)
-        if self.accelerator.is_main_process:
-            self.write_results(samples)
+        if not self.accelerator.is_main_process:
+            return
+        table = self.write_results(samples)
+        about = f"Preset {self.name}, seed {self.config.train.seed}, commit {commit()}.\n\n"
+        card = model_card(model, self.config.puzzle, f"{about}```\n{table}\n```")
+        last = latest_checkpoint(self.folder / "checkpoints")
+        raw = None if last is None else last.tensors["model"]
+        save_puzzle_model(self.folder / "model", model, self.config.puzzle, card, raw)
+        self.say(f"model: {self.folder / 'model'}")

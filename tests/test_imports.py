@@ -14,15 +14,15 @@ PACKAGE = Path(__file__).parents[1] / "latent_reason"
 # name: every module in the folder belongs to it.
 ROWS = (
     {"errors"},
-    {"config", "layers", "losses"},
+    {"config", "layers", "losses", "model_folder"},
     {"recursion", "halting"},
     {"reasoner"},
     {"puzzle_model", "llm", "adapters"},
-    {"core", "published_weights"},
+    {"core"},
     {"latent_reasoner", "controls"},
     {"data", "optim", "metrics", "checkpoint", "run_lock", "results"},
     {"training", "evaluation", "puzzle_evaluation", "arc_voting", "report", "runs"},
-    {"run_frame"},
+    {"run_frame", "puzzle_folder", "published_weights", "solving"},
     {"experiment", "puzzle_experiment"},
     {"comparison"},
 )

@@ -1,0 +1,125 @@
+"""Model folders: weights as safetensors, `config.json` and the model card `README.md`.
+
+Such a folder appears by a rename, so that a kill at any moment leaves the old one, the new one or,
+between two renames, the old one beside its place as `.old-NAME`; never half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from latent_reason.errors import CheckpointError
+
+CONFIG = "config.json"
+CARD = "README.md"
+
+
+def write_model_folder(
+    folder: str | Path,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    config: Mapping[str, Any],
+    card: str,
+) -> None:
+    """Write a model folder; one that is there already is replaced, its other files are kept.
+
+    Args:
+        folder: made if missing, with its parents.
+        weights: file name -> tensor name -> tensor of any device and strides.
+        config: JSON values.
+        card: Markdown.
+
+    Raises:
+        CheckpointError: the disk is full or cannot be written.
+    """
+    folder = Path(folder).resolve()
+    temp, old = (folder.with_name(f".{kind}-{folder.name}") for kind in ("tmp", "old"))
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise OSError("a file of this name is in the way")
+        if old.exists():  # a kill came between the renames below, or soon after
+            if folder.exists():
+                _keep_other_files(old, folder)
+            else:
+                os.rename(old, folder)
+        shutil.rmtree(temp, ignore_errors=True)
+        temp.mkdir(parents=True)
+        for name, tensors in weights.items():
+            save_file({k: _cpu_copy(v) for k, v in tensors.items()}, temp / name)
+            # The library makes files that only their owner can read; follow the user's umask.
+            (temp / name).chmod(temp.stat().st_mode & 0o666)
+        (temp / CARD).write_text(card.rstrip() + "\n", encoding="utf-8")
+        text = json.dumps(config, indent=2, allow_nan=False)
+        (temp / CONFIG).write_text(text + "\n", encoding="utf-8")
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(temp, folder)
+        if old.exists():
+            _keep_other_files(old, folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot write model folder {folder}: {error}; free some space or choose another"
+        ) from error
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def read_config(folder: Path, form: str) -> dict[str, Any]:
+    """Return config.json of a model folder without its "format".
+
+    Raises:
+        OSError, ValueError, KeyError, AttributeError: see `reading`.
+    """
+    saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if (found := saved.pop("format")) != form:
+        raise ValueError(f"format {found!r}, expected {form!r}")
+    return saved
+
+
+@contextmanager
+def reading(folder: Path, kind: str, writer: str) -> Iterator[None]:
+    """Turn what can go wrong on reading a model folder into a `CheckpointError`.
+
+    Args:
+        folder: being read.
+        kind: of folder, one word for the message.
+        writer: what makes such folders.
+    """
+    try:
+        yield
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+        SafetensorError,
+    ) as error:
+        raise CheckpointError(
+            f"{kind} {folder}: not a complete {kind} folder ({error}); "
+            f"give a folder written by {writer}"
+        ) from error
+
+
+def _keep_other_files(old: Path, folder: Path) -> None:
+    """Move what is not part of the model, such as pictures of the card, then delete the rest."""
+    for path in old.iterdir():
+        part = path.name in (CONFIG, CARD) or path.suffix == ".safetensors"
+        if not part and not (folder / path.name).exists():
+            os.rename(path, folder / path.name)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _cpu_copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)

@@ -1,0 +1,203 @@
+"""Folders of puzzle models: `model.safetensors`, `raw.safetensors`, `config.json` and a model card.
+
+`model.safetensors` holds the weights to use, after training the best moving average of them;
+`raw.safetensors`, if it is there, the weights of the last step as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from latent_reason.config import PuzzleModelConfig
+from latent_reason.data.kinds import find_puzzle
+from latent_reason.data.puzzles import Puzzle
+from latent_reason.errors import ConfigError
+from latent_reason.model_folder import read_config, reading, write_model_folder
+from latent_reason.puzzle_model import PuzzleModel
+
+FORMAT = "latent_reason puzzle model 1"
+FILES = {"averaged": "model.safetensors", "raw": "raw.safetensors"}
+
+Weights = Literal["averaged", "raw"]
+
+
+@dataclass(frozen=True)
+class SavedPuzzleModel:
+    """What a folder holds.
+
+    model: ready for use, on the CPU. puzzle_name: as in `data.kinds`; puzzle: that puzzle, None if
+    there is none of this name. weights: which there are. published: how a checkpoint of the
+    originals was written, see `published_weights.py`; None for other models.
+    """
+
+    model: PuzzleModel
+    puzzle_name: str | None
+    puzzle: Puzzle | None
+    weights: tuple[Weights, ...]
+    published: dict[str, Any] | None
+
+
+def save_puzzle_model(
+    folder: str | Path,
+    model: PuzzleModel,
+    puzzle_name: str | None,
+    card: str = "",
+    raw: Mapping[str, Tensor] | None = None,
+    published: Mapping[str, Any] | None = None,
+) -> None:
+    """Save a model; a kill leaves the folder as it was or whole (see `model_folder.py`).
+
+    Args:
+        folder: made if missing.
+        model: with the weights to use.
+        puzzle_name: kind and size of the puzzle, such as "sudoku-9x9".
+        card: Markdown for README.md; a short default if empty.
+        raw: state dict of the weights without averaging, if they are to be kept too.
+        published: for `SavedPuzzleModel.published`.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    weights = {FILES["averaged"]: model.state_dict()}
+    if raw is not None:
+        weights[FILES["raw"]] = {**raw}
+    config = {"format": FORMAT, "puzzle": puzzle_name, "model": model.config.to_dict()}
+    if published is not None:
+        config["published"] = {**published}
+    write_model_folder(folder, weights, config, card or model_card(model, puzzle_name))
+
+
+def model_card(model: PuzzleModel, puzzle_name: str | None, about: str = "") -> str:
+    """Return a model card in Markdown.
+
+    Args:
+        model: to describe.
+        puzzle_name: of the puzzle it is made for.
+        about: Markdown on its training and results.
+    """
+    config, reasoner = model.config, model.config.reasoner
+    num = sum(p.numel() for p in model.parameters())
+    return f"""---
+library_name: latent_reason
+tags: [recursive-reasoning, {reasoner.kind}]
+---
+# {reasoner.kind.upper()} for {puzzle_name or "puzzles"}
+
+A recursive reasoner of {num:,} parameters: width {reasoner.hidden_size}, mixer {reasoner.mixer!r};
+grids of {config.num_cells} cells, {config.vocab_size} tokens. It may be wrong; its halting head
+says how sure it is, and `solve` checks answers by the rule of the puzzle.
+
+    python -m latent_reason solve --model FOLDER PUZZLE
+
+{about}"""
+
+
+def load_puzzle_model(folder: str | Path, weights: Weights = "averaged") -> SavedPuzzleModel:
+    """Load what `save_puzzle_model` saved.
+
+    Args:
+        folder: of the model.
+        weights: "raw" for those without averaging.
+
+    Raises:
+        CheckpointError: a file is missing or corrupt, or the folder is not of a puzzle model.
+    """
+    folder = Path(folder)
+    with reading(folder, "model", "save_puzzle_model"):
+        saved = read_config(folder, FORMAT)
+        config = PuzzleModelConfig.from_dict(saved["model"])
+        name, published = saved["puzzle"], saved.get("published")
+        if not isinstance(name, str | None) or not isinstance(published, dict | None):
+            raise ValueError("config.json: puzzle must be a text, published an object")
+        puzzle = known_puzzle(name)
+        if puzzle is not None:
+            check_sizes(config, puzzle, name)
+        model = assemble(config, load_file(folder / FILES[weights]))
+    present = tuple(kind for kind, file in FILES.items() if (folder / file).is_file())
+    return SavedPuzzleModel(model, name, puzzle, present, published)
+
+
+def known_puzzle(name: str | None) -> Puzzle | None:
+    """Return the puzzle of a name, None if there is none."""
+    try:
+        return None if name is None else find_puzzle(name)
+    except ConfigError:
+        return None
+
+
+def check_sizes(config: PuzzleModelConfig, puzzle: Puzzle, name: str | None) -> None:
+    """Raise ValueError unless a model is made for the cells and tokens of a puzzle."""
+    ours, theirs = (config.num_cells, config.vocab_size), (puzzle.num_cells, puzzle.vocab_size)
+    if ours != theirs:
+        raise ValueError(
+            f"the model is made for {ours[0]} cells and {ours[1]} tokens, "
+            f"{name} has {theirs[0]} and {theirs[1]}"
+        )
+
+
+def assemble(config: PuzzleModelConfig, tensors: Mapping[str, Tensor]) -> PuzzleModel:
+    """Return a model with these weights, in evaluation mode; no memory is taken before they fit.
+
+    Raises:
+        ValueError: a tensor is missing, unknown, or has another shape or kind of numbers.
+    """
+    check_fit(state_of(config, tensors.get("groups"), len(tensors)), tensors)
+    with torch.device("meta"):
+        model = PuzzleModel(config, tensors.get("groups"))
+    model.to_empty(device="cpu").load_state_dict(tensors)
+    return model.eval()
+
+
+def state_of(
+    config: PuzzleModelConfig, groups: Tensor | None, most_layers: int
+) -> dict[str, Tensor]:
+    """Return the state dict of a model without its memory, as meta tensors.
+
+    Args:
+        config: of the model.
+        groups: (G, S) bool for mixer "groups".
+        most_layers: the file has so many tensors; more layers are refused.
+
+    Raises:
+        ValueError: groups are missing, or there are too many layers.
+    """
+    num_layers = config.reasoner.L_layers + config.reasoner.H_layers
+    if num_layers > most_layers:
+        raise ValueError(f"{num_layers} layers are said to be in {most_layers} tensors")
+    if groups is not None and groups.shape[1:] != (config.num_cells,):
+        raise ValueError(f"groups have shape {tuple(groups.shape)}, expected (G, cells)")
+    try:
+        with torch.device("meta"):
+            return {k: v.to("meta") for k, v in PuzzleModel(config, groups).state_dict().items()}
+    except RuntimeError as error:
+        raise ValueError(f"no model can have these sizes ({error})") from error
+
+
+def check_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Compare names, shapes and kinds of numbers with those of a model.
+
+    Raises:
+        ValueError: naming the first tensor that does not fit.
+    """
+    for name in sorted(expected.keys() - tensors.keys()):
+        raise ValueError(f"weights do not fit: tensor {name} is missing")
+    for name in sorted(tensors.keys() - expected.keys()):
+        raise ValueError(f"weights do not fit: unknown tensor {name}")
+    for name, tensor in tensors.items():
+        wanted = expected[name]
+        if tensor.shape != wanted.shape:
+            raise ValueError(
+                f"weights do not fit: tensor {name} has shape {tuple(tensor.shape)}, "
+                f"expected {tuple(wanted.shape)}"
+            )
+        if tensor.is_floating_point() != wanted.is_floating_point():
+            raise ValueError(
+                f"weights do not fit: tensor {name} is {tensor.dtype}, expected {wanted.dtype}"
+            )
