@@ -150,10 +150,10 @@ class PuzzleRun(RunFrame):
         bf16 = use_bf16(self.config.train, self.accelerator.device)
         return PuzzleEvaluator(self.data[split], self.accelerator, bf16)
 
-    def train_model(
+    def make_trainer(
         self, folder: Path, config: PuzzleModelConfig, train: TrainConfig
     ) -> tuple[PuzzleModel, Trainer]:
-        """Train a model in `folder` and leave it with its best weights."""
+        """Return a new model and what trains it in `folder`."""
         model, val = self.make_model(config), self.evaluator("val")
         limit = train.halt.halt_max_steps
 
@@ -173,6 +173,13 @@ class PuzzleRun(RunFrame):
         trainer = Trainer(
             self.accelerator, model, self.data["train"], train, folder, evaluate, self.say, options
         )
+        return model, trainer
+
+    def train_model(
+        self, folder: Path, config: PuzzleModelConfig, train: TrainConfig
+    ) -> tuple[PuzzleModel, Trainer]:
+        """Train a model in `folder` and leave it with its best weights."""
+        model, trainer = self.make_trainer(folder, config, train)
         self.train(trainer, folder)
         return model, trainer
 

@@ -50,9 +50,12 @@ class Maze(Puzzle):
         return tokens
 
     def groups(self) -> Tensor:
-        """Return (S, S) bool: for every cell the cell itself and its up to four neighbours."""
-        near = torch.eye(self.num_cells, self.num_cells + 1, dtype=torch.bool)
-        return near.scatter_(1, self._neighbours, True)[:, :-1]
+        """Return (G, S) bool: the pairs of cells that lie side by side or one above the other."""
+        cell = torch.arange(self.num_cells).view(self.height, self.width)
+        pairs = ((cell[:, :-1], cell[:, 1:]), (cell[:-1], cell[1:]))
+        ends = [torch.stack((a.flatten(), b.flatten()), dim=1) for a, b in pairs]
+        edges = torch.cat(ends)
+        return torch.zeros(len(edges), self.num_cells, dtype=torch.bool).scatter_(1, edges, True)
 
     def symmetry(self, draws: Draws) -> Symmetry:
         """Turn and mirror: 8 ways if the maze is square, else 4."""
