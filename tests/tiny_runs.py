@@ -23,14 +23,19 @@ from latent_reason.checkpoint import Checkpoint, latest_checkpoint
 from latent_reason.config import (
     HaltConfig,
     LatentReasonerConfig,
+    PuzzleModelConfig,
     ReasonerConfig,
     TrainConfig,
 )
 from latent_reason.data import Example
+from latent_reason.data.puzzles import PuzzleDataset
+from latent_reason.data.sudoku import Sudoku
 from latent_reason.data.text import TextDataset
 from latent_reason.evaluation import Evaluator
 from latent_reason.latent_reasoner import LatentReasoner
 from latent_reason.llm import FrozenLLM
+from latent_reason.puzzle_evaluation import PuzzleEvaluator
+from latent_reason.puzzle_model import PuzzleModel
 from latent_reason.training import Trainer
 
 NUM_SLOTS = 6
@@ -85,6 +90,59 @@ def make_trainer(
 
     data = make_data(llm, 22) if data is None else data
     return Trainer(accelerator, model, data, config, folder, evaluate, report=lambda line: None)
+
+
+PUZZLE = Sudoku(2, 2)
+NUM_PUZZLES = 22
+PUZZLE_MODEL = PuzzleModelConfig(
+    reasoner=ReasonerConfig(
+        hidden_size=16, num_heads=2, width_multiple=16, L_layers=1, L_cycles=1, H_cycles=2
+    ),
+    vocab_size=PUZZLE.vocab_size,
+    num_cells=PUZZLE.num_cells,
+    num_puzzles=NUM_PUZZLES,
+    puzzle_emb_size=20,
+    puzzle_emb_len=2,
+)
+
+
+def make_puzzles(num: int = NUM_PUZZLES, split: str = "train", augment: bool = True) -> Any:
+    """Return 4x4 Sudokus with a row each of the puzzle table."""
+    grids = PUZZLE.generate(num, 0, split)
+    return PuzzleDataset(PUZZLE, *grids, augment, torch.arange(num) % NUM_PUZZLES)
+
+
+def make_puzzle_trainer(
+    folder: Path,
+    data: Any = None,
+    train: TrainConfig = TRAIN,
+    model_config: PuzzleModelConfig = PUZZLE_MODEL,
+    **changes: Any,
+) -> Trainer:
+    """Return a trainer of a tiny puzzle model; see `make_trainer`."""
+    torch.manual_seed(train.seed)
+    accelerator = Accelerator(mixed_precision="no")
+    model = PuzzleModel(model_config, PUZZLE.groups())
+    torch.nn.init.constant_(model.q_head.bias[:1], 5.0)
+    val = PuzzleEvaluator(make_puzzles(5, "val"), accelerator)
+
+    def evaluate() -> dict[str, float]:
+        counter = val.sweep(model, [2]).at[2]
+        return {"val/exact_accuracy": counter.exact_accuracy, "val/accuracy": counter.accuracy}
+
+    def options(progress: float, max_steps: int) -> dict[str, Any]:
+        return {"max_steps": max_steps}
+
+    return Trainer(
+        accelerator,
+        model,
+        make_puzzles() if data is None else data,
+        replace(train, **changes),
+        folder,
+        evaluate,
+        report=lambda line: None,
+        options=options,
+    )
 
 
 def train_once(llm: FrozenLLM, folder: Path) -> LatentReasoner:

@@ -1,4 +1,4 @@
-"""Command line for text data: list the tasks, write, inspect and validate JSONL files."""
+"""Command line for data: tasks and JSONL files of text here, puzzles in `puzzle_commands`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import NoReturn
 
 from latent_reason.data.jsonl import find_leaks, read_jsonl, write_jsonl
+from latent_reason.data.puzzle_commands import add_commands
 from latent_reason.data.tasks import SPLITS, TASKS, find_task
 from latent_reason.errors import ConfigError, DataError, UserError
 
@@ -19,6 +20,10 @@ _EPILOG = """examples:
   python -m latent_reason.data write sorting --split test --num 500 --output data/test.jsonl
   python -m latent_reason.data inspect data/train.jsonl
   python -m latent_reason.data validate data/test.jsonl --against data/train.jsonl
+  python -m latent_reason.data write-puzzles maze-11x11 --num 1000 --output data/mazes.csv.gz
+  python -m latent_reason.data check-puzzles --puzzle sudoku-9x9 data/sudoku.csv.gz
+  python -m latent_reason.data puzzle-leaks --puzzle sudoku-9x9 data/train.csv data/test.csv
+  python -m latent_reason.data arc-leaks arc-agi_training_challenges.json my_tasks.json
 
 exit codes: 0 all is well, 2 something is wrong (one line "error: ..." on stderr)
 """
@@ -41,7 +46,7 @@ class _Parser(argparse.ArgumentParser):
 def _build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m latent_reason.data",
-        description="Text tasks with a rule, and JSONL files of prompts and answers.",
+        description="Text tasks with a rule, JSONL files of prompts and answers, files of puzzles.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -78,6 +83,7 @@ def _build_parser() -> argparse.ArgumentParser:
         "--against", metavar="OTHER.jsonl", help="fail if a row occurs in this file too"
     )
     command.set_defaults(run=_validate)
+    add_commands(commands)
     return parser
 
 
@@ -164,7 +170,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit code: 0, or 2 after a line "error: ..." on stderr."""
     try:
         args = _build_parser().parse_args(argv)
-        args.run(args)
+        for line in args.run(args) or ():
+            print(line)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
