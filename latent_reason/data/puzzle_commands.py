@@ -1,0 +1,170 @@
+"""Commands on files of puzzles for `python -m latent_reason.data`; each returns lines to print."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latent_reason.errors import DataError
+
+if TYPE_CHECKING:
+    from latent_reason.data.puzzles import PuzzleDataset
+
+# What needs torch is imported where it is used, so that commands on text start at once.
+MAX_SHOWN = 10
+_KIND = "kind and size, such as sudoku-9x9 or maze-11x11"
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands to the subparsers of a command line; `run` gives their lines."""
+    command = commands.add_parser("write-puzzles", help="make puzzles and write them to a CSV file")
+    command.add_argument("puzzle", help=_KIND)
+    command.add_argument(
+        "--split", default="train", help="train, val or test (default: %(default)s)"
+    )
+    command.add_argument("--num", type=int, default=1000, help="default: %(default)s")
+    command.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    command.add_argument("--output", required=True, metavar="FILE.csv[.gz]", help="is replaced")
+    command.set_defaults(run=write_puzzles)
+
+    command = commands.add_parser("check-puzzles", help="look for no or several solutions")
+    command.add_argument("--puzzle", required=True, help=_KIND)
+    command.add_argument("file", metavar="FILE.csv")
+    _show_all(command)
+    command.set_defaults(run=check_puzzles)
+
+    command = commands.add_parser("puzzle-leaks", help="find test puzzles that are in training")
+    command.add_argument("--puzzle", required=True, help=_KIND)
+    command.add_argument("train", metavar="TRAIN.csv")
+    command.add_argument("test", metavar="TEST.csv")
+    _show_all(command)
+    command.set_defaults(run=puzzle_leaks)
+
+    command = commands.add_parser("arc-leaks", help="find the ARC tasks of B that A has too")
+    command.add_argument("train", type=Path, metavar="A", help="JSON file or folder")
+    command.add_argument("test", type=Path, metavar="B", help="JSON file or folder")
+    _show_all(command)
+    command.set_defaults(run=arc_leaks)
+
+
+def _show_all(command: argparse.ArgumentParser) -> None:
+    text = f"list all of them, not only {MAX_SHOWN}"
+    command.add_argument("--all", action="store_true", help=text)
+
+
+def _shortened(lines: list[str], everything: bool) -> Iterator[str]:
+    shown = len(lines) if everything else MAX_SHOWN
+    yield from lines[:shown]
+    if len(lines) > shown:
+        yield f"  ... and {len(lines) - shown:,} more; --all lists them"
+
+
+def write_puzzles(args: argparse.Namespace) -> Iterator[str]:
+    """Make puzzles of a split and write them.
+
+    Raises:
+        UserError: puzzle, split or number cannot be had, or the file cannot be written.
+    """
+    from latent_reason.data.kinds import find_puzzle
+    from latent_reason.data.puzzles import PuzzleDataset
+
+    puzzle = find_puzzle(args.puzzle)
+    data = PuzzleDataset(puzzle, *puzzle.generate(args.num, args.seed, args.split))
+    write_csv(Path(args.output), data)
+    yield f"{args.output}: {len(data):,} rows of {args.puzzle}, {args.split}, seed {args.seed}"
+
+
+def write_csv(path: Path, data: PuzzleDataset) -> None:
+    """Write puzzles with the columns question and answer; `read_puzzle_csv` gives them back.
+
+    Missing folders are made; a name ending in .gz is packed. The file appears complete or not at
+    all, and the same puzzles give the same bytes.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("question", "answer"))
+    for grids in zip(data.questions.tolist(), data.answers.tolist(), strict=True):
+        writer.writerow(data.puzzle.format(grid).replace("\n", "") for grid in grids)
+    content = text.getvalue().encode()
+    if path.suffix == ".gz":
+        content = gzip.compress(content, mtime=0)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; give a path that can be written") from None
+
+
+def check_puzzles(args: argparse.Namespace) -> Iterator[str]:
+    """Check every row of a file, and that every question has exactly one solution.
+
+    Raises:
+        UserError: a row is not usable or has no or several solutions, or the puzzle has no solver.
+    """
+    from latent_reason.data.kinds import find_puzzle
+    from latent_reason.data.puzzle_files import check_unique, read_puzzle_csv
+
+    data = read_puzzle_csv(args.file, find_puzzle(args.puzzle))
+    wrong = check_unique(data)
+    lines = [
+        f"{args.file}: puzzle {row + 1} has {'several solutions' if count else 'no solution'}"
+        for row, count in wrong
+    ]
+    yield from _shortened(lines, args.all)
+    if wrong:
+        raise DataError(
+            f"{args.file}: {len(wrong):,} of {len(data):,} puzzles do not have exactly one "
+            "solution; remove them"
+        )
+    yield f"{args.file}: {len(data):,} puzzles with exactly one solution each"
+
+
+def puzzle_leaks(args: argparse.Namespace) -> Iterator[str]:
+    """Look for puzzles of a test file in a training file, whatever their disguise.
+
+    Raises:
+        UserError: there are some, or a file is not usable.
+    """
+    from latent_reason.data.kinds import find_puzzle
+    from latent_reason.data.puzzle_files import read_puzzle_csv
+    from latent_reason.data.puzzle_leaks import find_puzzle_leaks
+
+    puzzle = find_puzzle(args.puzzle)
+    train = read_puzzle_csv(args.train, puzzle, "train")
+    test = read_puzzle_csv(args.test, puzzle, "test")
+    leaks = find_puzzle_leaks(train, test)
+    summary = f"{args.test}: {len(leaks):,} of {len(test):,} puzzles are in {args.train}"
+    yield summary
+    lines = [f"  puzzle {row + 1} is puzzle {other + 1}" for other, row in leaks]
+    yield from _shortened(lines, args.all)
+    if leaks:
+        raise DataError(f"{summary}; remove them from one of the files")
+
+
+def arc_leaks(args: argparse.Namespace) -> Iterator[str]:
+    """Look for tasks of one ARC set in another, whatever their disguise.
+
+    Raises:
+        UserError: there are some, or a file is not usable.
+    """
+    from latent_reason.data.arc_leaks import arc_leak_lines
+
+    summary, *lines = arc_leak_lines(args.train, args.test)
+    yield summary
+    yield from _shortened(lines, args.all)
+    if lines:
+        raise DataError(f"{args.test}: {len(lines):,} tasks leak; remove them from one of the sets")
