@@ -2,7 +2,7 @@
 
     accelerate launch recipes/train_puzzle.py                     # 4x4 Sudoku, CPU minutes
     accelerate launch recipes/train_puzzle.py sudoku-6x6 --controls
-    accelerate launch recipes/train_puzzle.py sudoku-9x9 --train-data a.csv.gz --test-data b.csv.gz
+    accelerate launch recipes/train_puzzle.py sudoku-hard --train-data a.csv.gz --test-data b.csv.gz
     accelerate launch recipes/train_puzzle.py arc-smoke --train-data \
         arc-agi_training_challenges.json --test-data arc-agi_evaluation_challenges.json
     accelerate launch recipes/train_puzzle.py --resume runs/sudoku-6x6-20260101-120000
@@ -14,11 +14,18 @@ recipes/README.md.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import Any
 
 from latent_reason.arc_experiment import ArcRun, ArcRunConfig
-from latent_reason.config import HaltConfig, PuzzleModelConfig, ReasonerConfig, TrainConfig
+from latent_reason.config import (
+    HaltConfig,
+    HRMConfig,
+    PuzzleModelConfig,
+    ReasonerConfig,
+    TrainConfig,
+)
 from latent_reason.puzzle_experiment import PuzzleRun, PuzzleRunConfig
 from latent_reason.run_frame import parse
 from latent_reason.runs import run_script
@@ -27,7 +34,7 @@ from latent_reason.runs import run_script
 def equivariant(
     puzzle: str, hidden_size: int, train: TrainConfig, symbols: bool = True, **changes: Any
 ) -> PuzzleRunConfig:
-    """Return a recipe of small nets with the puzzle's symmetries built in, for CPUs."""
+    """Return a small net with the puzzle's symmetries built in, for CPUs."""
     reasoner = ReasonerConfig(
         hidden_size=hidden_size,
         num_heads=1,
@@ -40,48 +47,98 @@ def equivariant(
         H_cycles=1,
     )
     model = PuzzleModelConfig(reasoner=reasoner, symbol_states=symbols)
+    # What is built in need not be learnt from augmented examples.
     return PuzzleRunConfig(puzzle=puzzle, model=model, train=train, augment=False, **changes)
 
 
-def small(max_steps: int, batch_size: int = 64, **changes: Any) -> TrainConfig:
+def small(max_steps: int, **changes: Any) -> TrainConfig:
     """Return how the CPU presets train."""
     halt = HaltConfig(halt_max_steps=16, halt_exploration_prob=0.5, curriculum=(0.1, 0.4))
+    train = TrainConfig(max_steps=max_steps, halt=halt, eval_every=250, save_every=250)
+    return dataclasses.replace(train, **changes)
+
+
+def published(
+    batch_size: int, learning_rate: float, weight_decay: float, max_steps: int, ema_decay: float
+) -> TrainConfig:
+    """Return how the originals train: AdamATan2 at a constant rate after 2,000 steps."""
     return TrainConfig(
-        max_steps=max_steps, batch_size=batch_size, learning_rate=2e-3, halt=halt, **changes
-    )
-
-
-def published_trm(max_steps: int, **reasoner: Any) -> tuple[PuzzleModelConfig, TrainConfig]:
-    """Return net and training of the TRM paper (arXiv 2510.04871), on tasks with embeddings."""
-    sizes: dict[str, Any] = {"hidden_size": 512, "num_heads": 8, "residual_init": "normal"}
-    model = PuzzleModelConfig(
-        reasoner=ReasonerConfig(**(sizes | reasoner)),
-        puzzle_emb_size=512,
-        puzzle_emb_len=16,
-        loss="stablemax",
-    )
-    train = TrainConfig(
         max_steps=max_steps,
-        batch_size=768,
+        batch_size=batch_size,
         optimizer="adam_atan2",
-        learning_rate=1e-4,
-        weight_decay=0.1,
-        puzzle_learning_rate=1e-2,
-        puzzle_weight_decay=0.1,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        puzzle_learning_rate=learning_rate if weight_decay == 1.0 else 1e-2,
+        puzzle_weight_decay=weight_decay,
         warmup_steps=2000,
         cooldown=0.0,
         grad_clip=None,
-        ema_decay=0.999,
+        ema_decay=ema_decay,
         halt=HaltConfig(halt_max_steps=16, halt_exploration_prob=0.1),
         eval_every=5000,
         save_every=5000,
     )
-    return model, train
+
+
+def published_trm(puzzle_emb_len: int = 16, **reasoner: Any) -> PuzzleModelConfig:
+    """Return the net of the TRM paper (arXiv 2510.04871)."""
+    sizes: dict[str, Any] = {"hidden_size": 512, "num_heads": 8, "residual_init": "normal"}
+    return PuzzleModelConfig(
+        reasoner=ReasonerConfig(**(sizes | reasoner)),
+        puzzle_emb_size=512,
+        puzzle_emb_len=puzzle_emb_len,
+        loss="stablemax",
+    )
+
+
+def published_hrm() -> PuzzleModelConfig:
+    """Return the net of the HRM paper (arXiv 2506.21734)."""
+    return PuzzleModelConfig(
+        reasoner=HRMConfig(hidden_size=512, num_heads=8, residual_init="normal"),
+        puzzle_emb_size=512,
+        puzzle_emb_len=1,
+        loss="stablemax",
+        q_continue=True,
+    )
+
+
+def extreme(model: PuzzleModelConfig, train: TrainConfig) -> PuzzleRunConfig:
+    """Return Sudoku-Extreme from the Hub: 1,000 training puzzles, the whole test set."""
+    name = "sapientinc/sudoku-extreme"
+    return PuzzleRunConfig(
+        puzzle="sudoku-9x9",
+        train_data=(name,),
+        test_data=name,
+        num_train=1000,
+        num_val=1000,
+        num_test=0,
+        model=model,
+        train=train,
+        refinement_steps=(1, 4, 16, 64),
+    )
+
+
+def maze_hard() -> PuzzleRunConfig:
+    """Return Maze-Hard from the Hub as the TRM paper trains it, without symmetries."""
+    name = "sapientinc/maze-30x30-hard-1k"
+    config = extreme(
+        published_trm(H_cycles=3, L_cycles=4), published(128, 1e-4, 1.0, 60_000, 0.999)
+    )
+    return dataclasses.replace(
+        config,
+        puzzle="maze-30x30",
+        train_data=(name,),
+        test_data=name,
+        num_train=0,
+        num_val=50,
+        augment=False,
+    )
 
 
 def arc_as_published(max_steps: int) -> ArcRunConfig:
     """Return TRM on ARC-AGI; an epoch takes every training pair once, the paper has 100,000."""
-    model, train = published_trm(max_steps, H_cycles=3, L_cycles=4)
+    model = published_trm(H_cycles=3, L_cycles=4)
+    train = published(768, 1e-4, 0.1, max_steps, 0.999)
     return ArcRunConfig(model=model, train=train, refinement_steps=(1, 4, 16))
 
 
@@ -113,10 +170,37 @@ def arc_smoke() -> ArcRunConfig:
 
 
 PRESETS: dict[str, tuple[str, PuzzleRunConfig]] = {
-    "sudoku-4x4": ("4x4 Sudoku, CPU minutes", equivariant("sudoku-4x4", 32, small(1000))),
-    "sudoku-6x6": ("6x6 Sudoku, CPU minutes", equivariant("sudoku-6x6", 32, small(3000))),
-    "sudoku-9x9": ("9x9 Sudoku, your files", equivariant("sudoku-9x9", 48, small(40000))),
-    "maze-11x11": ("mazes", equivariant("maze-11x11", 64, small(3000), symbols=False)),
+    "sudoku-4x4": (
+        "4x4 Sudoku: a minute on a CPU core",
+        equivariant("sudoku-4x4", 32, small(800), num_train=2000),
+    ),
+    "sudoku-6x6": (
+        "6x6 Sudoku: minutes on a CPU core",
+        equivariant("sudoku-6x6", 32, small(2000), num_train=5000),
+    ),
+    "sudoku-hard": (
+        "hard 9x9 Sudoku from your files: a night on two CPU cores",
+        equivariant("sudoku-9x9", 64, small(40_000, batch_size=32)),
+    ),
+    "maze-11x11": (
+        "11x11 mazes: minutes on a CPU core",
+        equivariant("maze-11x11", 32, small(4000), symbols=False, num_train=5000),
+    ),
+    "sudoku-extreme-trm-mlp": (
+        "TRM-MLP on Sudoku-Extreme as published; not run yet",
+        extreme(
+            published_trm(mixer="mlp", positions="none"), published(768, 1e-4, 1.0, 65_000, 0.999)
+        ),
+    ),
+    "sudoku-extreme-trm-attention": (
+        "TRM-attention on Sudoku-Extreme as published; not run yet",
+        extreme(published_trm(), published(768, 1e-4, 1.0, 65_000, 0.999)),
+    ),
+    "sudoku-extreme-hrm": (
+        "HRM on Sudoku-Extreme as published; not run yet",
+        extreme(published_hrm(), published(384, 7e-5, 1.0, 52_000, 0.0)),
+    ),
+    "maze-hard": ("TRM on Maze-Hard as published; not run yet", maze_hard()),
     "arc-smoke": ("ARC from files to votes in CPU minutes; learns next to nothing", arc_smoke()),
     "arc-agi-1": ("TRM on ARC-AGI-1 as published; not run yet", arc_as_published(519_000)),
     "arc-agi-2": ("TRM on ARC-AGI-2 as published; not run yet", arc_as_published(726_000)),
