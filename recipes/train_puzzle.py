@@ -58,6 +58,22 @@ def small(max_steps: int, **changes: Any) -> TrainConfig:
     return dataclasses.replace(train, **changes)
 
 
+def overnight(max_steps: int) -> TrainConfig:
+    """Return a long training on CPU; compiling and bf16 (AMX) pay at this size."""
+    halt = HaltConfig(halt_max_steps=16, halt_exploration_prob=0.5, curriculum=(0.01, 0.08))
+    return TrainConfig(
+        max_steps=max_steps,
+        batch_size=32,
+        halt=halt,
+        ema_decay=0.999,
+        precision="bf16",
+        compile=True,
+        log_every=100,
+        eval_every=2000,
+        save_every=1000,
+    )
+
+
 def published(
     batch_size: int, learning_rate: float, weight_decay: float, max_steps: int, ema_decay: float
 ) -> TrainConfig:
@@ -180,7 +196,7 @@ PRESETS: dict[str, tuple[str, PuzzleRunConfig]] = {
     ),
     "sudoku-hard": (
         "hard 9x9 Sudoku from your files: a night on two CPU cores",
-        equivariant("sudoku-9x9", 64, small(40_000, batch_size=32)),
+        equivariant("sudoku-9x9", 64, overnight(60_000)),
     ),
     "maze-11x11": (
         "11x11 mazes: minutes on a CPU core",
