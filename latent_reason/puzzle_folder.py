@@ -23,9 +23,8 @@ from latent_reason.model_folder import read_config, reading, write_model_folder
 from latent_reason.puzzle_model import PuzzleModel
 
 FORMAT = "latent_reason puzzle model 1"
-FILES = {"averaged": "model.safetensors", "raw": "raw.safetensors"}
-
 Weights = Literal["averaged", "raw"]
+FILES: dict[Weights, str] = {"averaged": "model.safetensors", "raw": "raw.safetensors"}
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def load_puzzle_model(folder: str | Path, weights: Weights = "averaged") -> Save
         if puzzle is not None:
             check_sizes(config, puzzle, name)
         model = assemble(config, load_file(folder / FILES[weights]))
-    present = tuple(kind for kind, file in FILES.items() if (folder / file).is_file())
+    present = tuple(kind for kind in FILES if (folder / FILES[kind]).is_file())
     return SavedPuzzleModel(model, name, puzzle, present, published)
 
 

@@ -22,7 +22,7 @@ ROWS = (
     {"latent_reasoner", "controls"},
     {"data", "optim", "metrics", "checkpoint", "run_lock", "results"},
     {"training", "evaluation", "puzzle_evaluation", "arc_voting", "report", "runs"},
-    {"run_frame", "puzzle_folder", "published_weights", "solving"},
+    {"run_frame", "puzzle_folder", "published_files", "published_weights", "solving"},
     {"experiment", "puzzle_experiment"},
     {"comparison"},
 )

@@ -1,0 +1,116 @@
+"""Reading what the original HRM and TRM save, without executing anything.
+
+They save state dicts by `torch.save`, pickles in a zip file, beside an `all_config.yaml`. Of a
+pickle only tensors are read; one that asks for anything else is refused. Sizes are checked before
+memory is taken.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from latent_reason.errors import CheckpointError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MAX_CONFIG_BYTES = 2**16
+
+
+def read_original_config(path: Path) -> dict[str, Any]:
+    """Read all_config.yaml, or its `arch` alone, in YAML or JSON.
+
+    Raises:
+        CheckpointError: it is missing, too large or holds something else than plain values.
+    """
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"larger than {MAX_CONFIG_BYTES:,} bytes")
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = content.get("arch", content)
+        return {**content}
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path}: not a configuration of the originals ({reason}); give their all_config.yaml"
+        ) from error
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
+    """Read a checkpoint of the originals without executing anything.
+
+    Returns:
+        Tensors on the CPU by names without prefix, and the prefix.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds something else than such tensors.
+    """
+    try:
+        with open(path, "rb") as file:
+            is_zip = file.read(4) == b"PK\x03\x04"
+        content = _load_zip(path) if is_zip else load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path}: neither safetensors nor a zip file of torch.save ({error}); nothing in it "
+            "was executed"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); give a checkpoint") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a state dict")
+    for name, tensor in content.items():
+        _check_tensor(path, name, tensor)
+    starts = [name.removesuffix("H_init") for name in content if name.endswith("H_init")]
+    if len(starts) != 1 or (starts[0] and not starts[0].endswith(".")):
+        raise CheckpointError(f"{path}: tensor H_init is missing; give a checkpoint of HRM or TRM")
+    prefix = starts[0]
+    for name in content:
+        if not name.startswith(prefix):
+            raise CheckpointError(f"{path}: unknown tensor {name}, all start with {prefix!r}")
+    return {name.removeprefix(prefix): tensor for name, tensor in content.items()}, prefix
+
+
+def _load_zip(path: Path) -> Any:
+    """Unpickle tensors and containers, nothing else."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+            if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise ValueError("its parts are compressed, which torch.save never does")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or hostile file makes of the reader
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {asked[1]}" if asked else str(error).partition("\n")[0][:200]
+        raise CheckpointError(
+            f"{path}: refused, since it is damaged or holds more than tensors ({reason}); nothing "
+            "in it was executed"
+        ) from error
+
+
+def _check_tensor(path: Path, name: Any, tensor: Any) -> None:
+    if not isinstance(name, str) or not isinstance(tensor, Tensor):
+        kind = type(tensor).__name__
+        raise CheckpointError(f"{path}: {str(name)[:80]!r} is a {kind}, expected a tensor")
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        raise CheckpointError(f"{path}: tensor {name} is not an ordinary one")
+    if tensor.dtype not in DTYPES.values():
+        raise CheckpointError(f"{path}: tensor {name} is {tensor.dtype}, expected {[*DTYPES]}")
+    if tensor.numel() * tensor.element_size() > path.stat().st_size:
+        raise CheckpointError(f"{path}: tensor {name} claims to be larger than the file")
+    if not tensor.isfinite().all():
+        raise CheckpointError(f"{path}: tensor {name} holds NaN or infinity")
