@@ -54,8 +54,8 @@ class ArcRunConfig(PuzzleRunConfig):
     """Augmentations under which a test pair is predicted, besides as it is."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check(self.puzzle == "arc", "puzzle", self.puzzle, "'arc' with this preset")
+        super().__post_init__()
         check(self.augment, "augment", False, "True; for none take num_augmentations 0")
         num, votes = self.num_augmentations, self.num_votes
         check(num >= 0, "num_augmentations", num, "at least 0")

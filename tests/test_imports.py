@@ -23,7 +23,7 @@ ROWS = (
     {"data", "optim", "metrics", "checkpoint", "run_lock", "results"},
     {"training", "evaluation", "puzzle_evaluation", "arc_voting", "report", "runs"},
     {"run_frame", "puzzle_folder", "published_files", "published_weights", "solving"},
-    {"experiment", "puzzle_experiment"},
+    {"experiment", "puzzle_experiment", "arc_experiment"},
     {"comparison"},
 )
 ROW_OF = {name: index for index, row in enumerate(ROWS) for name in row}
