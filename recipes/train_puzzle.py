@@ -179,6 +179,7 @@ def arc_smoke() -> ArcRunConfig:
         model=model,
         train=train,
         num_val=16,
+        num_test=100,
         num_augmentations=16,
         num_votes=3,
         refinement_steps=(1, 2, 4),
@@ -217,7 +218,7 @@ PRESETS: dict[str, tuple[str, PuzzleRunConfig]] = {
         extreme(published_hrm(), published(384, 7e-5, 1.0, 52_000, 0.0)),
     ),
     "maze-hard": ("TRM on Maze-Hard as published; not run yet", maze_hard()),
-    "arc-smoke": ("ARC from files to votes in CPU minutes; learns next to nothing", arc_smoke()),
+    "arc-smoke": ("ARC, 100 tasks, from files to votes; learns next to nothing", arc_smoke()),
     "arc-agi-1": ("TRM on ARC-AGI-1 as published; not run yet", arc_as_published(519_000)),
     "arc-agi-2": ("TRM on ARC-AGI-2 as published; not run yet", arc_as_published(726_000)),
 }
