@@ -22,6 +22,7 @@ from tiny_runs import (
     MODEL,
     TRAIN,
     Probe,
+    assert_nearly_same_run,
     assert_same_run,
     forked,
     last_checkpoint,
@@ -241,27 +242,11 @@ def train_two(base: FrozenLLM, folder: Path, train: TrainConfig) -> None:
     assert trainer.run() == 0
 
 
-def assert_close(folder: Path, expected: Path, tolerance: float) -> None:
-    ours, theirs = last_checkpoint(folder), last_checkpoint(expected)
-    assert ours.step == theirs.step
-    for group in ("model", "ema", "best"):
-        for name, tensor in theirs.tensors[group].items():
-            torch.testing.assert_close(
-                ours.tensors[group][name], tensor, rtol=0, atol=tolerance, msg=f"{group}/{name}"
-            )
-    for name in ("data.position", "refinement_steps", "halted"):
-        assert torch.equal(ours.tensors["carry"][name], theirs.tensors["carry"][name])
-    for ours_line, line in zip(
-        read_lines(folder / "metrics.jsonl"), read_lines(expected / "metrics.jsonl"), strict=True
-    ):
-        assert ours_line == pytest.approx(line, abs=1e-5)
-
-
 def test_two_processes_do_what_one_does(base: FrozenLLM, tmp_path: Path) -> None:
     train = replace(TRAIN, max_steps=50, batch_size=8, learning_rate=1e-3, save_every=20)
     make_trainer(base, tmp_path / "one", train=train, model_config=CONCAT).run()
     on_two_processes(train_two, base, tmp_path / "two", train)
-    assert_close(tmp_path / "two", tmp_path / "one", tolerance=1e-6)
+    assert_nearly_same_run(tmp_path / "two", tmp_path / "one", tolerance=1e-6)
 
 
 def stop_at(step: int, number: int = signal.SIGTERM, rank: int = 0) -> Callable[..., None]:
@@ -279,7 +264,7 @@ def test_two_processes_finish_what_one_began(base: FrozenLLM, tmp_path: Path) ->
     data = Probe(make_data(base, NUM_EXAMPLES), stop_at(8))
     assert make_trainer(base, tmp_path / "both", data, model_config=CONCAT).run() == signal.SIGTERM
     on_two_processes(train_two, base, tmp_path / "both", TRAIN)
-    assert_close(tmp_path / "both", tmp_path / "one", tolerance=1e-5)
+    assert_nearly_same_run(tmp_path / "both", tmp_path / "one", tolerance=1e-5)
 
 
 def test_batch_size_must_be_a_multiple_of_the_processes() -> None:
@@ -351,7 +336,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(
     on_two_processes(stop_two, base, folder)
     assert [(folder / f"stopped-{rank}").read_text() for rank in (0, 1)] == ["6", "6"]
     on_two_processes(train_two, base, folder, TRAIN)
-    assert_close(folder, tmp_path / "one", tolerance=1e-5)
+    assert_nearly_same_run(folder, tmp_path / "one", tolerance=1e-5)
 
 
 # Numbers that are not finite

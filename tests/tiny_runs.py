@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState, GradientState
@@ -260,3 +261,21 @@ def assert_same_run(folder: Path, expected: Path) -> None:
         assert ours.tensors[group].keys() == named.keys()
         for name, tensor in named.items():
             assert torch.equal(ours.tensors[group][name], tensor), f"{group}/{name}"
+
+
+def assert_nearly_same_run(folder: Path, expected: Path, tolerance: float) -> None:
+    """Compare metrics, weights, averages and best weights within rounding, the carry exactly."""
+    ours, theirs = last_checkpoint(folder), last_checkpoint(expected)
+    assert ours.step == theirs.step
+    for group in ("model", "ema", "best"):
+        assert ours.tensors[group].keys() == theirs.tensors[group].keys()
+        for name, tensor in theirs.tensors[group].items():
+            torch.testing.assert_close(
+                ours.tensors[group][name], tensor, rtol=0, atol=tolerance, msg=f"{group}/{name}"
+            )
+    for name in ("data.position", "refinement_steps", "halted"):
+        assert torch.equal(ours.tensors["carry"][name], theirs.tensors["carry"][name])
+    for ours_line, line in zip(
+        read_lines(folder / "metrics.jsonl"), read_lines(expected / "metrics.jsonl"), strict=True
+    ):
+        assert ours_line == pytest.approx(line, abs=1e-5)
