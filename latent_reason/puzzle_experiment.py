@@ -44,6 +44,8 @@ class PuzzleRunConfig(JsonConfig):
     """Test puzzles: generated, or the first ones of test_data (0: all of it)."""
     augment: bool = True
     """Draw a new symmetry of the puzzle for every training example."""
+    hints: float = 0.0
+    """Share of training examples in which some open cells are filled in, from none to all."""
     model: PuzzleModelConfig = field(default_factory=PuzzleModelConfig)
     """The network; vocab_size and num_cells are taken from the puzzle."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -68,6 +70,7 @@ class PuzzleRunConfig(JsonConfig):
         least = 0 if self.train_data or self.puzzle == "arc" else 1
         for name, low in (("num_train", least), ("num_test", least), ("num_val", 1)):
             check(getattr(self, name) >= low, name, getattr(self, name), f"at least {low}")
+        check(0 <= self.hints <= 1, "hints", self.hints, "a share from 0 to 1")
         steps = self.refinement_steps
         check(bool(steps) and min(steps) >= 1, "refinement_steps", steps, "numbers from 1 up")
         if bool(self.train_data) != (self.test_data is not None):
@@ -128,6 +131,10 @@ class PuzzleRun(RunFrame):
         self.config = config
         self.data = self.load()
         self.puzzle: Puzzle = self.data["test"].puzzle
+        if config.hints:
+            blank, name = self.puzzle.blank, config.puzzle
+            check(bool(blank), "hints", config.hints, f"0: puzzles of {name} have no open cells")
+            self.data["train"].hints = config.hints
         sizes = ", ".join(f"{split} {len(data):,}" for split, data in self.data.items())
         self.say(f"puzzles of {config.puzzle}: {sizes}")
         for data in self.data.values():

@@ -18,6 +18,7 @@ from latent_reason.errors import ConfigError, DataError
 from latent_reason.losses import IGNORE_INDEX
 
 PAD = 0
+BLANK = 1  # of puzzles that have one
 
 
 def _wrapped(value: int) -> int:
@@ -58,6 +59,10 @@ class Draws:
     def below(self, limit: int) -> Tensor:
         """Return (B,) int64, uniform in 0..limit - 1."""
         return (self.bits(1)[:, 0] & (2**63 - 1)) % limit
+
+    def uniform(self, num: int) -> Tensor:
+        """Return (B, num) fp32, uniform from 0 to below 1."""
+        return ((self.bits(num) >> 40) & (2**24 - 1)).float() / 2**24
 
     def permutations(self, num: int) -> Tensor:
         """Return (B, num) int64, a uniform permutation of 0..num - 1 in each row."""
@@ -175,6 +180,10 @@ class PuzzleDataset:
         answers: (N, S) tokens, padding where nothing is asked.
         augment: whether `at` draws symmetries.
         puzzle_identifiers: (N,) int64 rows of the puzzle table; 0 for all if not given.
+
+    Attributes:
+        hints: share of the training examples in which some open cells are filled in, a part of
+            them that is uniform from none to all: the way from easy to hard.
     """
 
     def __init__(
@@ -185,7 +194,7 @@ class PuzzleDataset:
         augment: bool = True,
         puzzle_identifiers: Tensor | None = None,
     ) -> None:
-        self.puzzle, self.augment = puzzle, augment
+        self.puzzle, self.augment, self.hints = puzzle, augment, 0.0
         self.questions, self.answers = questions.to(torch.uint8), answers.to(torch.uint8)
         if puzzle_identifiers is None:
             puzzle_identifiers = questions.new_zeros(len(questions), dtype=torch.long)
@@ -221,7 +230,14 @@ class PuzzleDataset:
         """
         rows = rows_at(positions.cpu(), seed, len(self)).to(self.questions.device)
         draws = Draws(positions.to(self.questions.device), seed)
-        return self._gather(rows, self.puzzle.symmetry(draws) if self.augment else None)
+        symmetry = self.puzzle.symmetry(draws) if self.augment else None
+        batch = self._gather(rows, symmetry)
+        if self.hints:
+            shown = draws.uniform(1) * (draws.uniform(1) < self.hints)
+            shown = draws.uniform(self.num_tokens) < shown
+            shown &= (batch["inputs"] == BLANK) & (batch["labels"] != IGNORE_INDEX)
+            batch["inputs"] = torch.where(shown, batch["labels"], batch["inputs"])
+        return batch
 
     def _gather(self, rows: Tensor, symmetry: Symmetry | None) -> dict[str, Tensor]:
         """Return rows (B,), transformed."""
