@@ -45,7 +45,7 @@ class PuzzleRunConfig(JsonConfig):
     augment: bool = True
     """Draw a new symmetry of the puzzle for every training example."""
     hints: float = 0.0
-    """Share of training examples in which some open cells are filled in, from none to all."""
+    """Share of training examples in which some cells of the answer are given, from none to all."""
     model: PuzzleModelConfig = field(default_factory=PuzzleModelConfig)
     """The network; vocab_size and num_cells are taken from the puzzle."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -131,10 +131,7 @@ class PuzzleRun(RunFrame):
         self.config = config
         self.data = self.load()
         self.puzzle: Puzzle = self.data["test"].puzzle
-        if config.hints:
-            blank, name = self.puzzle.blank, config.puzzle
-            check(bool(blank), "hints", config.hints, f"0: puzzles of {name} have no open cells")
-            self.data["train"].hints = config.hints
+        self.data["train"].hints = config.hints
         sizes = ", ".join(f"{split} {len(data):,}" for split, data in self.data.items())
         self.say(f"puzzles of {config.puzzle}: {sizes}")
         for data in self.data.values():

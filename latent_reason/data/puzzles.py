@@ -18,7 +18,6 @@ from latent_reason.errors import ConfigError, DataError
 from latent_reason.losses import IGNORE_INDEX
 
 PAD = 0
-BLANK = 1  # of puzzles that have one
 
 
 def _wrapped(value: int) -> int:
@@ -182,8 +181,8 @@ class PuzzleDataset:
         puzzle_identifiers: (N,) int64 rows of the puzzle table; 0 for all if not given.
 
     Attributes:
-        hints: share of the training examples in which some open cells are filled in, a part of
-            them that is uniform from none to all: the way from easy to hard.
+        hints: share of the training examples in which some cells of the answer are given, a part
+            of them that is uniform from none to all: the way from easy to hard.
     """
 
     def __init__(
@@ -235,7 +234,7 @@ class PuzzleDataset:
         if self.hints:
             shown = draws.uniform(1) * (draws.uniform(1) < self.hints)
             shown = draws.uniform(self.num_tokens) < shown
-            shown &= (batch["inputs"] == BLANK) & (batch["labels"] != IGNORE_INDEX)
+            shown &= batch["labels"] != IGNORE_INDEX
             batch["inputs"] = torch.where(shown, batch["labels"], batch["inputs"])
         return batch
 
