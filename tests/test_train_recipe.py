@@ -10,21 +10,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import forked, make_examples, on_two_processes, read_lines
+from tiny_recipes import Finished, assert_refused, at_step, become, no_report, run_recipe
+from tiny_runs import make_examples, on_two_processes, read_lines
 
-from latent_reason import run_frame
 from latent_reason.data import TASKS, Example, write_jsonl
 from latent_reason.latent_reasoner import LatentReasoner
 from latent_reason.llm import FrozenLLM
 from latent_reason.results import load_results
 from latent_reason.run_lock import RunLock
-from latent_reason.runs import run_script
 from latent_reason.training import Trainer
 from recipes import train_latent_trm as recipe
 
@@ -52,33 +50,8 @@ def base(
     return str(folder)
 
 
-@dataclass
-class Finished:
-    code: int
-    out: str
-    err: str
-
-
-def no_report() -> None:
-    """Leave the plots out, which take most of the seconds of a tiny run."""
-    run_frame.write_report = lambda folder: folder / "report.html"
-
-
 def run_here(folder: Path, words: list[str], prepare: Callable[[], object] = no_report) -> Finished:
-    """Run the recipe in a forked child in `folder`, after `prepare` in that child."""
-
-    def action() -> None:
-        os.chdir(folder)
-        sys.argv = ["recipes/train_latent_trm.py", *words]
-        prepare()
-        run_script(recipe.main)
-
-    streams = (folder / ".out", folder / ".err")
-    code = forked(action, streams)
-    out, err = (stream.read_text() for stream in streams)
-    for stream in streams:
-        stream.unlink()
-    return Finished(code, out, err)
+    return run_recipe(recipe, folder, words, prepare)
 
 
 def smoke(base: str, *words: str) -> list[str]:
@@ -194,8 +167,7 @@ def test_more_refinement_steps_than_the_report_shows(base: str, tmp_path: Path) 
 
 
 def run_on_two(folder: Path, words: list[str]) -> None:
-    os.chdir(folder)
-    sys.argv = ["recipes/train_latent_trm.py", *words]
+    become(recipe, folder, words)
     no_report()
     assert recipe.main() == 0
 
@@ -320,22 +292,6 @@ def test_controls_stop_and_resume(base: str, tmp_path: Path) -> None:
 # Killed and stopped runs
 
 
-def at_step(step: int, number: int) -> Callable[[], None]:
-    """Return what makes a run send itself a signal after a step, before its log and checkpoint."""
-
-    def prepare() -> None:
-        train_step = Trainer.train_step
-
-        def stopping(self: Trainer) -> None:
-            train_step(self)
-            if self.step == step:
-                os.kill(os.getpid(), number)
-
-        Trainer.train_step = stopping  # type: ignore[method-assign]
-
-    return prepare
-
-
 def kill_in_the_save() -> None:
     rename = os.rename
 
@@ -386,15 +342,6 @@ def test_a_stopped_run_says_how_to_resume(
 
 
 # Bad input: one line, exit code 2, no run folder
-
-
-def assert_refused(done: Finished, *words: str) -> None:
-    assert done.code == 2, done.err
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1, done.err
-    assert len(done.err) < 600, done.err
-    for word in words:
-        assert word in done.err, done.err
 
 
 OUTPUT = ["--output-dir", "run"]
