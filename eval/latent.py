@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
 
 from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
@@ -21,15 +20,7 @@ from latent_reason.errors import ConfigError
 from latent_reason.evaluation import Evaluator
 from latent_reason.latent_reasoner import LatentReasoner
 from latent_reason.report import format_table
-from latent_reason.runs import check_world, environment, run_script, write_json
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as those of the recipes."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise `ConfigError`."""
-        raise ConfigError(f"{message}; see --help")
+from latent_reason.runs import Parser, check_world, environment, run_script, write_json
 
 
 def main() -> int:

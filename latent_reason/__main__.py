@@ -1,30 +1,126 @@
-"""Make the report of a run again, and a picture of its depth sweep.
-
-python -m latent_reason RUN_FOLDER [--picture docs/depth.png]
-"""
+"""Solve puzzles with a trained model, exchange weights with the originals, remake reports."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+import time
 from pathlib import Path
 
-from latent_reason.report import plot_depth_sweep, write_report
-from latent_reason.results import load_results
-from latent_reason.runs import run_script
+from latent_reason.runs import Parser, run_script
+
+_EPILOG = """examples:
+  python -m latent_reason solve 1..4.4.....1.3.2      (4x4 Sudoku; - reads stdin, or name a file)
+  python -m latent_reason solve maze.txt --model runs/maze/model
+  python -m latent_reason import step_60000 --puzzle sudoku-9x9 --output sudoku
+  python -m latent_reason export sudoku --output step_0
+  python -m latent_reason report runs/demo --picture docs/depth.png
+
+exit codes: 0 all is well, 1 not solved, 2 something is wrong (one line "error: ..." on stderr)
+"""
 
 
-def main() -> int:
-    """Write report.html into the run folder and, if asked, the picture; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m latent_reason", description=__doc__)
-    parser.add_argument("run", type=Path, help="run folder with results.json")
-    parser.add_argument("--picture", type=Path, help="PNG of accuracy by refinement steps")
-    options = parser.parse_args()
-    print(write_report(options.run))
+def _build_parser() -> Parser:
+    parser = Parser(
+        prog="python -m latent_reason",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("solve", help="answer a puzzle and check the answer by the rule")
+    command.add_argument("puzzle", help="a line of digits, a drawing, a file, or - for stdin")
+    command.add_argument("--model", type=Path, help="model folder; default: by kind and size")
+    command.add_argument("--refinement-steps", type=int, metavar="N", help="at most; default 64")
+    command.set_defaults(run=_solve)
+
+    command = commands.add_parser("import", help="turn a checkpoint of HRM or TRM into a model")
+    command.add_argument("file", type=Path, help="their step_N, or safetensors with the same names")
+    command.add_argument("--config", type=Path, help="default: all_config.yaml beside the file")
+    command.add_argument("--output", type=Path, required=True, help="model folder to write")
+    command.add_argument("--puzzle", help="kind and size, such as sudoku-9x9")
+    command.add_argument("--num-cells", type=int, metavar="N", help="if no puzzle tells it")
+    command.add_argument("--num-puzzles", type=int, metavar="N", help="rows of the puzzle table")
+    command.add_argument(
+        "--puzzles",
+        choices=("keep", "mean", "zero"),
+        help="rows if their number differs: those there are and their mean, only the mean, zeros",
+    )
+    command.set_defaults(run=_import)
+
+    command = commands.add_parser("export", help="write a model under the names of HRM and TRM")
+    command.add_argument("model", type=Path, help="model folder")
+    command.add_argument(
+        "--output", type=Path, required=True, help="FILE.safetensors, else as torch.save writes"
+    )
+    command.add_argument("--weights", choices=("averaged", "raw"), default="averaged")
+    command.set_defaults(run=_export)
+
+    command = commands.add_parser("report", help="make the report of a run again")
+    command.add_argument("folder", type=Path, help="run folder with results.json")
+    command.add_argument("--picture", type=Path, help="PNG of accuracy by refinement steps")
+    command.set_defaults(run=_report)
+    return parser
+
+
+def _solve(options: argparse.Namespace) -> int:
+    from latent_reason.solving import REFINEMENT_STEPS, read_puzzle, solve
+
+    start = time.perf_counter()
+    steps = REFINEMENT_STEPS if options.refinement_steps is None else options.refinement_steps
+    solution = solve(read_puzzle(options.puzzle), options.model, steps)
+    seconds = time.perf_counter() - start
+    print(solution.answer)
+    print(solution.verdict)
+    plural = "s" if solution.refinement_steps > 1 else ""
+    print(
+        f"confidence {solution.confidence:.3f}, {solution.refinement_steps} refinement "
+        f"step{plural}, {seconds:.2f} s"
+    )
+    return 0 if solution.solved else 1
+
+
+def _import(options: argparse.Namespace) -> int:
+    from latent_reason.published_weights import import_published
+
+    import_published(
+        options.file,
+        options.output,
+        options.config,
+        options.puzzle,
+        options.num_cells,
+        options.num_puzzles,
+        options.puzzles,
+    )
+    print(options.output)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from latent_reason.published_weights import export_published
+
+    export_published(options.model, options.output, options.weights)
+    print(options.output)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from latent_reason.report import plot_depth_sweep, write_report
+    from latent_reason.results import load_results
+
+    print(write_report(options.folder))
     if options.picture is not None:
-        results = load_results(options.run / "results.json")
+        results = load_results(options.folder / "results.json")
         plot_depth_sweep(results["rows"], options.picture, results.get("halt_max_steps"))
         print(options.picture)
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return the exit code."""
+    options = _build_parser().parse_args(sys.argv[1:] if argv is None else argv)
+    return options.run(options)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from latent_reason.puzzle_folder import (
     load_puzzle_model,
     model_card,
     save_puzzle_model,
-    state_of,
+    skeleton,
 )
 
 PREFIX = "_orig_mod.model.inner."
@@ -186,7 +186,7 @@ def import_published(
         config = original_config(values)
         if puzzle is not None:
             check_sizes(config, puzzle, puzzle_name)
-        expected = state_of(config, None, len(weights))
+        expected = skeleton(config, None, len(weights)).state_dict()
         check_fit(
             {prefix + original_name(k): v for k, v in expected.items()},
             {prefix + k: v for k, v in weights.items()},

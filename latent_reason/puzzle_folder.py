@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from latent_reason.config import PuzzleModelConfig
 from latent_reason.data.kinds import find_puzzle
@@ -147,17 +148,18 @@ def assemble(config: PuzzleModelConfig, tensors: Mapping[str, Tensor]) -> Puzzle
     Raises:
         ValueError: a tensor is missing, unknown, or has another shape or kind of numbers.
     """
-    check_fit(state_of(config, tensors.get("groups"), len(tensors)), tensors)
-    with torch.device("meta"):
-        model = PuzzleModel(config, tensors.get("groups"))
-    model.to_empty(device="cpu").load_state_dict(tensors)
+    model = skeleton(config, tensors.get("groups"), len(tensors))
+    check_fit(model.state_dict(), tensors)
+    own = {}
+    for name, tensor in tensors.items():
+        dtype = torch.float32 if tensor.is_floating_point() else torch.bool
+        own[name] = tensor.to(dtype, copy=True)
+    model.load_state_dict(own, assign=True)
     return model.eval()
 
 
-def state_of(
-    config: PuzzleModelConfig, groups: Tensor | None, most_layers: int
-) -> dict[str, Tensor]:
-    """Return the state dict of a model without its memory, as meta tensors.
+def skeleton(config: PuzzleModelConfig, groups: Tensor | None, most_layers: int) -> PuzzleModel:
+    """Return a model without the memory of its weights.
 
     Args:
         config: of the model.
@@ -165,7 +167,7 @@ def state_of(
         most_layers: the file has so many tensors; more layers are refused.
 
     Raises:
-        ValueError: groups are missing, or there are too many layers.
+        ValueError: groups are missing or of another size, or no model can have such sizes.
     """
     num_layers = config.reasoner.L_layers + config.reasoner.H_layers
     if num_layers > most_layers:
@@ -173,10 +175,20 @@ def state_of(
     if groups is not None and groups.shape[1:] != (config.num_cells,):
         raise ValueError(f"groups have shape {tuple(groups.shape)}, expected (G, cells)")
     try:
-        with torch.device("meta"):
-            return {k: v.to("meta") for k, v in PuzzleModel(config, groups).state_dict().items()}
+        with torch.device("meta"), _Unfilled():
+            return PuzzleModel(config, groups)
     except RuntimeError as error:
         raise ValueError(f"no model can have these sizes ({error})") from error
+
+
+class _Unfilled(TorchFunctionMode):
+    """Skips what changes tensors in place: filling those without memory would load a compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__
+        if name.endswith("_") and not name.endswith("__"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def check_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
@@ -17,7 +18,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import psutil
 import torch
@@ -64,6 +65,14 @@ def read_options(default: Config, words: Sequence[str], description: str) -> Con
     text = " ".join(line.strip() if re.search(r"\w", line) else ";" for line in lines)
     text = text.partition("; For full helptext")[0].strip(" ;")
     raise ConfigError(f"{text.replace(' ;', ';')}; see --help")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of the command line whose errors are one line, as those of the recipes."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `ConfigError`."""
+        raise ConfigError(f"{message}; see --help")
 
 
 class StopRequest:

@@ -1,0 +1,251 @@
+"""`solve`: one puzzle from a text, the model's answer to it, and a check of that by the rule."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from math import isqrt
+from pathlib import Path
+
+import torch
+
+from latent_reason.config import check
+from latent_reason.data.kinds import BOXES
+from latent_reason.data.maze import PATH, Maze
+from latent_reason.data.puzzle_files import Solver
+from latent_reason.data.puzzles import Puzzle
+from latent_reason.errors import ConfigError, DataError
+from latent_reason.puzzle_evaluation import refine
+from latent_reason.puzzle_folder import SavedPuzzleModel, load_puzzle_model
+from latent_reason.puzzle_model import PuzzleModel
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+"""Trained models that come with the package, each in a folder named as its puzzle."""
+REFINEMENT_STEPS = 64
+MAX_CHARACTERS = 100_000
+MAX_SOLVER_CELLS = 81
+"""Larger puzzles are not searched for their solutions first: that may take very long."""
+MAX_SHOWN = 5
+DRAWN = "|+-"
+"""Characters that people draw the boxes of a Sudoku with."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The model's answer to a puzzle.
+
+    Attributes:
+        answer: the grid, a line for each row.
+        confidence: 0 to 1, what the halting head says of the answer.
+        conflicts: what is wrong with it by the rule, nothing if it is right; None if the puzzle
+            states no rule.
+        refinement_steps: that were run.
+        solved: right by the rule; without a rule, whether the halting head takes it for right.
+    """
+
+    answer: str
+    confidence: float
+    conflicts: list[str] | None
+    refinement_steps: int
+    solved: bool
+
+    @property
+    def verdict(self) -> str:
+        """The check in a few words, "valid solution" or what is wrong."""
+        if self.conflicts is None:
+            sure = "sure" if self.solved else "not sure"
+            return f"no rule to check it by, the model is {sure}"
+        if not self.conflicts:
+            return "valid solution"
+        num = len(self.conflicts)
+        shown = ", ".join(self.conflicts[:MAX_SHOWN]) + (", ..." if num > MAX_SHOWN else "")
+        return f"not solved, {num} conflict{'s' if num > 1 else ''}: {shown}"
+
+
+def solve(
+    puzzle_text: str,
+    model: str | Path | SavedPuzzleModel | None = None,
+    refinement_steps: int = REFINEMENT_STEPS,
+) -> Solution:
+    """Solve a puzzle.
+
+    Args:
+        puzzle_text: a Sudoku of 16, 36, 81 or 256 digits in one line or drawn, with "." or 0 for a
+            blank; a maze drawn with "#" for walls, S, G, and spaces or "." for open cells; or what
+            else the puzzle of `model` takes.
+        model: a folder of `save_puzzle_model` or what it holds; by default the one in this package
+            for puzzles of this kind and size.
+        refinement_steps: the most of them. Thinking ends earlier when the halting head says stop
+            and the answer is right by the rule, if there is one.
+
+    Raises:
+        DataError: a wrong length, an unknown symbol, contradictory clues, no or several solutions.
+        ConfigError: no such model, or it does not say which puzzle it is for.
+        CheckpointError: the folder is not usable.
+    """
+    check(refinement_steps >= 1, "refinement_steps", refinement_steps, "at least 1")
+    if model is None:
+        model = shipped(puzzle_name_of(puzzle_text))
+    saved = model if isinstance(model, SavedPuzzleModel) else load_puzzle_model(model)
+    if saved.puzzle is None:
+        raise ConfigError(f"model: made for puzzle {saved.puzzle_name!r}, which is not known here")
+    question = parse(saved.puzzle, puzzle_text)
+    refuse_impossible(saved.puzzle, question)
+    return think(saved.model, saved.puzzle, question, refinement_steps)
+
+
+def think(
+    model: PuzzleModel, puzzle: Puzzle, question: list[int], refinement_steps: int
+) -> Solution:
+    """Refine the answer to a question (S tokens); see `solve`.
+
+    If the limit is reached, the last answer that was right by the rule counts, else the last one.
+    """
+    inputs = torch.tensor([question], device=model.lm_head.weight.device)
+    batch = {"inputs": inputs, "puzzle_identifiers": torch.zeros_like(inputs[:, 0])}
+    has_rule = puzzle.valid(inputs, inputs) is not None
+    answer, confidence, found, steps = inputs, 0.0, False, 0
+    for output in refine(model.eval(), batch, refinement_steps):
+        steps += 1
+        proposed = output.logits.argmax(dim=-1)
+        valid = puzzle.valid(inputs, proposed)
+        right = valid is not None and bool(valid)
+        if right or not found:
+            answer, confidence, found = proposed, output.q_halt_logits.sigmoid().item(), right
+        if bool(output.stop) and (right or not has_rule):
+            break
+    tokens = answer[0].tolist()
+    conflicts = puzzle.conflicts(question, tokens) if has_rule else None
+    solved = found if has_rule else confidence > 0.5
+    return Solution(puzzle.format(tokens), confidence, conflicts, steps, solved)
+
+
+def shipped(name: str) -> Path:
+    """Return the folder of the model in this package for a puzzle.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    folder = CHECKPOINTS / name
+    if not folder.is_dir():
+        known = sorted(path.name for path in CHECKPOINTS.glob("*/"))
+        raise ConfigError(
+            f"no model for {name} comes with this package ({', '.join(known) or 'none at all'}); "
+            "name a folder with --model"
+        )
+    return folder
+
+
+def puzzle_name_of(text: str) -> str:
+    """Return kind and size of a puzzle, such as "sudoku-9x9".
+
+    Raises:
+        DataError: if the text is no Sudoku or maze.
+    """
+    if set(text) & {"#", "S"}:
+        rows = _rows(text, spaces=True)
+        height, width = len(rows), len(rows[0])
+        if height == 1:
+            height = isqrt(width)
+            if height * height != width:
+                raise DataError(f"puzzle: a maze of {width} cells in one line is not square")
+            width = height
+        return f"maze-{height}x{width}"
+    num = len("".join(_rows(text, spaces=False)))
+    sides = {side * side: side for side in BOXES}
+    if num not in sides:
+        raise DataError(
+            f"puzzle: {num} cells; a Sudoku has {', '.join(map(str, sides))}, a maze is drawn with "
+            "# for walls, S and G"
+        )
+    return f"sudoku-{sides[num]}x{sides[num]}"
+
+
+def parse(puzzle: Puzzle, text: str) -> list[int]:
+    """Return the S tokens of a drawn puzzle or of one in a single line.
+
+    Raises:
+        DataError: on a wrong length, also of one row, or an unknown symbol.
+    """
+    spaces = " " in puzzle.alphabet
+    rows = _rows(text, spaces)
+    if len(rows) > 1:
+        for number, row in enumerate(rows, start=1):
+            if len(row) != puzzle.width:
+                raise DataError(
+                    f"puzzle: row {number} has {len(row)} cells, expected {puzzle.width}"
+                    + ("; write open cells at its end as '.'" if spaces else "")
+                )
+    try:
+        return puzzle.parse("\n".join(rows))
+    except DataError as error:
+        raise DataError(f"puzzle: {error}") from error
+
+
+def _rows(text: str, spaces: bool) -> list[str]:
+    """Return the lines of a grid without what is only drawn around it.
+
+    Args:
+        text: of the puzzle.
+        spaces: whether a space is a cell; then "." is one too.
+
+    Raises:
+        DataError: nothing is left, or too much.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise DataError(f"puzzle: more than {MAX_CHARACTERS:,} characters")
+    if spaces:
+        lines = text.strip("\r\n").replace(".", " ").splitlines()
+    else:
+        lines = ["".join(c for c in s if not (c.isspace() or c in DRAWN)) for s in text.split("\n")]
+        lines = [line for line in lines if line]
+    if not lines:
+        raise DataError("puzzle: it is empty")
+    return lines
+
+
+def refuse_impossible(puzzle: Puzzle, question: list[int]) -> None:
+    """Raise DataError for a question (S tokens) that cannot have one right answer.
+
+    Contradictory clues are named. For Sudoku up to 9x9 the solutions are counted.
+    """
+    if puzzle.blank:
+        found = puzzle.conflicts(question, question)
+        if clashes := [text for text in found if not text.endswith("is empty")]:
+            raise DataError(f"puzzle: contradictory clues: {', '.join(clashes[:MAX_SHOWN])}")
+    if isinstance(puzzle, Maze):
+        if PATH in question:
+            raise DataError("puzzle: the maze holds path cells 'o'; leave them open")
+        if int(puzzle.shortest_lengths(torch.tensor([question]))) < 0:
+            raise DataError("puzzle: no way leads from S to G")
+    elif isinstance(puzzle, Solver) and puzzle.num_cells <= MAX_SOLVER_CELLS:
+        num = len(puzzle.solve(question, limit=2))
+        if num != 1:
+            several = "several solutions; add clues" if num else "no solution; check the clues"
+            raise DataError(f"puzzle: it has {several}")
+
+
+def read_puzzle(argument: str) -> str:
+    """Return the text of a puzzle given on the command line: itself, a file, or "-" for stdin.
+
+    Raises:
+        DataError: there is no such file, or it is no text.
+    """
+    try:
+        if argument == "-":
+            return sys.stdin.read(MAX_CHARACTERS + 1)
+        if _is_file(argument):
+            with open(argument, encoding="utf-8-sig") as file:
+                return file.read(MAX_CHARACTERS + 1)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{argument}: cannot be read ({error}); give a text file") from error
+    if "/" in argument or Path(argument).suffix in (".txt", ".csv", ".json", ".sdk"):
+        raise DataError(f"{argument[:200]}: no such file; give a puzzle, a file, or - for stdin")
+    return argument
+
+
+def _is_file(argument: str) -> bool:
+    try:
+        return Path(argument).is_file()
+    except (OSError, ValueError):  # too long for a name, or not a name at all
+        return False
