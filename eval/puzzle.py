@@ -1,0 +1,151 @@
+"""Evaluate a saved puzzle model by refinement steps, by its halting head and by the rule.
+
+    python eval/puzzle.py --model runs/x/model --data test.csv.gz --refinement-steps 1 4 16 64
+    python eval/puzzle.py --model runs/x/model --data test.csv.gz --num 1000 --seed 0
+    python eval/puzzle.py --model runs/x/model --num 1000 --output rows.json   # generated puzzles
+
+The code is the recipe's own; rows.json has the rows of results.json. Averaged weights and, where
+the folder holds them, raw ones are evaluated.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from latent_reason.data.puzzle_files import read_puzzle_csv, subsample
+from latent_reason.data.puzzles import Puzzle, PuzzleDataset
+from latent_reason.errors import ConfigError, DataError
+from latent_reason.puzzle_evaluation import PuzzleEvaluator, Sweep
+from latent_reason.puzzle_folder import SavedPuzzleModel, load_puzzle_model
+from latent_reason.report import format_table
+from latent_reason.runs import Parser, check_world, environment, run_script, write_json
+
+NUM_GENERATED = 1000
+SYSTEMS = {"averaged": "reasoner", "raw": "reasoner, raw weights"}
+
+
+def read_options() -> argparse.Namespace:
+    """Read and check the command line.
+
+    Raises:
+        ConfigError: on an unknown option or an impossible value.
+    """
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="folder of save_puzzle_model")
+    parser.add_argument("--data", type=Path, help="CSV, arrays or Hub name; default: generated")
+    parser.add_argument(
+        "--refinement-steps", type=int, nargs="+", default=[1, 2, 4, 8, 16], metavar="N"
+    )
+    parser.add_argument("--num", type=int, metavar="N", help="the first N puzzles of the data")
+    parser.add_argument("--seed", type=int, help="draw or generate the puzzles with this seed")
+    parser.add_argument("--weights", choices=("all", "averaged", "raw"), default="all")
+    parser.add_argument("--batch-size", type=int, default=256, metavar="N")
+    parser.add_argument("--bf16", action="store_true", help="compute in bf16")
+    parser.add_argument("--output", type=Path, help="write the rows to this JSON file")
+    options = parser.parse_args()
+    for name in ("batch_size", "num"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise ConfigError(f"{name}: got {getattr(options, name)}, expected at least 1")
+    if min(options.refinement_steps) < 1:
+        raise ConfigError(f"refinement_steps: got {options.refinement_steps}, expected at least 1")
+    if options.seed is not None and not 0 <= options.seed < 2**32:
+        raise ConfigError(f"seed: got {options.seed}, expected 0 to 2**32 - 1")
+    if options.seed is not None and options.data is not None and options.num is None:
+        raise ConfigError("seed: it draws some puzzles of the data; say how many with --num")
+    if options.output is not None and not options.output.parent.is_dir():
+        raise ConfigError(f"output: there is no folder {options.output.parent}; make it first")
+    return options
+
+
+def load_data(
+    puzzle: Puzzle, name: str, source: Path | None, num: int | None, seed: int | None
+) -> tuple[PuzzleDataset, dict[str, Any]]:
+    """Return the puzzles to evaluate on, and what the rows say of them.
+
+    Raises:
+        ConfigError: there is no data and the puzzle has no generator.
+        DataError: the data are not usable, or too few.
+    """
+    if source is None:
+        num, seed = num or NUM_GENERATED, seed or 0
+        data = PuzzleDataset(puzzle, *puzzle.generate(num, seed, "test"))
+        return data, {"task": name, "split": "test", "subset": f"{num} generated with seed {seed}"}
+    data = read_puzzle_csv(source, puzzle, "test", num if seed is None else None)
+    about = {"task": source.name.partition(".")[0], "split": "file"}
+    if num is None:
+        return data, about
+    if len(data) < num:
+        raise DataError(f"{source}: {len(data)} puzzles, {num} are asked for; lower --num")
+    if seed is None:
+        return data, about | {"subset": f"first {num}"}
+    return subsample(data, num, seed), about | {"subset": f"{num} drawn with seed {seed}"}
+
+
+def rows_of(system: str, sweep: Sweep) -> list[dict[str, Any]]:
+    """Return a row for each number of refinement steps, and one for what the model decides."""
+    rows = [
+        {"system": system, "refinement_steps": step} | counter.as_dict() | sweep.facts(step)
+        for step, counter in sweep.at.items()
+    ]
+    halting = {
+        "system": f"{system}, halts itself at {sweep.mean_steps:.1f} on average",
+        "refinement_steps": max(sweep.at),
+        "mean_refinement_steps": sweep.mean_steps,
+    }
+    return [*rows, halting | sweep.halted.as_dict()]
+
+
+def load_models(folder: Path, wanted: str) -> dict[str, SavedPuzzleModel]:
+    """Return the models to evaluate by kind of weights.
+
+    Raises:
+        CheckpointError: the folder is not usable, or lacks these weights.
+        ConfigError: it is for a puzzle that is not known.
+    """
+    if wanted == "raw":
+        models = {"raw": load_puzzle_model(folder, "raw")}
+    else:
+        models = {"averaged": load_puzzle_model(folder)}
+        if wanted == "all" and "raw" in models["averaged"].weights:
+            models["raw"] = load_puzzle_model(folder, "raw")
+    for saved in models.values():
+        if saved.puzzle is None:
+            raise ConfigError(f"model: made for {saved.puzzle_name!r}, which is not known here")
+    return models
+
+
+def main() -> int:
+    """Evaluate and print the table; returns the exit code."""
+    options = read_options()
+    accelerator = Accelerator()
+    check_world(accelerator)
+    models = load_models(options.model, options.weights)
+    first = next(iter(models.values()))
+    data, about = load_data(
+        first.puzzle, first.puzzle_name, options.data, options.num, options.seed
+    )
+    data.to(accelerator.device)
+    evaluator = PuzzleEvaluator(data, accelerator, options.bf16, options.batch_size)
+    rows = []
+    for weights, saved in models.items():
+        model = saved.model.to(accelerator.device)
+        size = {"trainable_parameters": sum(p.numel() for p in model.parameters())}
+        sweep = evaluator.sweep(model, options.refinement_steps)
+        rows += [row | about | size for row in rows_of(SYSTEMS[weights], sweep)]
+    if accelerator.is_main_process:
+        print(format_table(rows))
+        for row in rows:
+            if row["refinement_steps"] == max(options.refinement_steps) and "valid_accuracy" in row:
+                share = f"{100 * row['valid_accuracy']:.1f} %"
+                print(f"{row['system']}: {share} right by the rule of the puzzle at the end")
+        if options.output is not None:
+            write_json(options.output, {"schema_version": 1, "rows": rows} | environment())
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
