@@ -57,6 +57,7 @@ class ArcRunConfig(PuzzleRunConfig):
         check(self.puzzle == "arc", "puzzle", self.puzzle, "'arc' with this preset")
         super().__post_init__()
         check(self.augment, "augment", False, "True; for none take num_augmentations 0")
+        check(self.hints == 0, "hints", self.hints, "0 for ARC")
         num, votes = self.num_augmentations, self.num_votes
         check(num >= 0, "num_augmentations", num, "at least 0")
         check(0 <= votes <= num, "num_votes", votes, f"0 to num_augmentations = {num}")

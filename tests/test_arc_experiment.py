@@ -294,6 +294,7 @@ def test_tasks_that_leak_are_named(tmp_path, capsys):
         ({"num_augmentations": -1, "num_votes": -1}, "num_augmentations: got -1"),
         ({"puzzle": "sudoku-4x4"}, "puzzle: got 'sudoku-4x4', expected 'arc'"),
         ({"augment": False}, "augment: got False"),
+        ({"hints": 0.5}, "hints: got 0.5, expected 0 for ARC"),
     ],
 )
 def test_options_that_cannot_be(changes, message):
