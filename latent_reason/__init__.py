@@ -14,10 +14,14 @@ _MODULES = {
     "HRMConfig": "config",
     "LatentReasoner": "latent_reasoner",
     "LatentReasonerConfig": "config",
+    "PuzzleModel": "puzzle_model",
+    "PuzzleModelConfig": "config",
     "Reasoner": "reasoner",
     "ReasonerConfig": "config",
     "TRMConfig": "config",
     "embedded_base": "llm",
+    "load_puzzle_model": "puzzle_folder",
+    "solve": "solving",
 }
 __all__ = sorted(_MODULES)
 __version__ = "0.1.0"
