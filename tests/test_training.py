@@ -249,6 +249,28 @@ def test_two_processes_do_what_one_does(base: FrozenLLM, tmp_path: Path) -> None
     assert_nearly_same_run(tmp_path / "two", tmp_path / "one", tolerance=1e-6)
 
 
+def plain_sgd(trainer: Trainer) -> Trainer:
+    """Update by the gradients as they are, so that noise stays as small as it is."""
+    parameters = list(trainer.trainable)
+    trainer.optimizers = [torch.optim.SGD([{"params": parameters, "initial_lr": 0.1}], lr=0.1)]
+    return trainer
+
+
+def train_two_by_sgd(base: FrozenLLM, folder: Path, train: TrainConfig) -> None:
+    trainer = plain_sgd(make_trainer(base, folder, train=train))
+    assert trainer.accelerator.num_processes == 2
+    assert trainer.run() == 0
+
+
+def test_two_processes_do_what_one_does_with_the_default_reader(
+    base: FrozenLLM, tmp_path: Path
+) -> None:
+    train = replace(TRAIN, max_steps=50, batch_size=8, save_every=20)
+    plain_sgd(make_trainer(base, tmp_path / "one", train=train)).run()
+    on_two_processes(train_two_by_sgd, base, tmp_path / "two", train)
+    assert_nearly_same_run(tmp_path / "two", tmp_path / "one", tolerance=1e-6)
+
+
 def stop_at(step: int, number: int = signal.SIGTERM, rank: int = 0) -> Callable[..., None]:
     """Return what makes a `Probe` send a signal to its own process in a step."""
 
