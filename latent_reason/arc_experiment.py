@@ -58,6 +58,7 @@ class ArcRunConfig(PuzzleRunConfig):
         super().__post_init__()
         check(self.augment, "augment", False, "True; for none take num_augmentations 0")
         check(self.hints == 0, "hints", self.hints, "0 for ARC")
+        check(self.hints == 0, "hints", self.hints, "0 on ARC")
         num, votes = self.num_augmentations, self.num_votes
         check(num >= 0, "num_augmentations", num, "at least 0")
         check(0 <= votes <= num, "num_votes", votes, f"0 to num_augmentations = {num}")

@@ -157,7 +157,9 @@ class PuzzleModel(nn.Module):
         stop = q_halt_logits > (q_continue_logits if self.config.q_continue else 0)
         output = PuzzleOutput(logits, q_halt_logits, q_continue_logits, carry, stop)
         if labels is not None:
-            self._score(output, labels)
+            output.correct = exactly_right(output.logits, labels)
+            loss = answer_loss(output.logits, labels, self.config.loss)
+            loss = loss + 0.5 * halt_loss(output.q_halt_logits, output.correct)
             if self.config.q_continue and self.training:
                 assert max_steps is not None, "max_steps"
                 with torch.no_grad():
@@ -166,8 +168,9 @@ class PuzzleModel(nn.Module):
                         *self.judge(next_z_H), carry.refinement_steps >= max_steps
                     )
                 output.target_q_continue = target
-                loss = F.binary_cross_entropy_with_logits(q_continue_logits, target)
-                output.loss = output.loss + 0.5 * loss
+                q_loss = F.binary_cross_entropy_with_logits(q_continue_logits, target)
+                loss = loss + 0.5 * q_loss
+            output.loss = loss
         return output
 
     def read_out(self, z_H: Tensor, num_cells: int) -> Tensor:
@@ -188,11 +191,6 @@ class PuzzleModel(nn.Module):
         else:
             q = self.q_head(z_H[:, 0]).float()
         return q[:, 0], q[:, 1]
-
-    def _score(self, output: PuzzleOutput, labels: Tensor) -> None:
-        output.correct = exactly_right(output.logits, labels)
-        answer = answer_loss(output.logits, labels, self.config.loss)
-        output.loss = answer + 0.5 * halt_loss(output.q_halt_logits, output.correct)
 
     @staticmethod
     def _target(q_halt_logits: Tensor, q_continue_logits: Tensor, is_last: Tensor) -> Tensor:

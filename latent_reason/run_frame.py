@@ -69,7 +69,8 @@ def parse(argv: Sequence[str], presets: Presets[Config], about: str) -> tuple[st
         try:
             saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             name = saved.pop("preset")
-            config = type(presets[name][1]).from_dict(saved)
+            kind: Any = type(presets[name][1])
+            config = kind.from_dict(saved)
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(
                 f"{folder}: no run to resume ({error}); give a run folder with config.json"

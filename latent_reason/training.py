@@ -78,7 +78,7 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     return tensors | {n: b for n, b in model.named_buffers() if not n.startswith("llm.")}
 
 
-def sparse_tables(model: nn.Module) -> dict[str, nn.Parameter]:
+def sparse_tables(model: nn.Module) -> dict[str, Tensor]:
     """Return the embeddings of a model whose gradients are sparse, by name."""
     return {
         f"{name}.weight": module.weight

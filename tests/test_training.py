@@ -40,7 +40,7 @@ from latent_reason.data.order import data_order, rows_at
 from latent_reason.errors import CheckpointError, ConfigError, NonFiniteError
 from latent_reason.evaluation import Evaluator
 from latent_reason.llm import FrozenLLM
-from latent_reason.training import local_batch_size, use_bf16
+from latent_reason.training import Trainer, local_batch_size, use_bf16
 
 pytestmark = pytest.mark.usefixtures("one_process")
 NUM_EXAMPLES = 22
