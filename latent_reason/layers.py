@@ -116,7 +116,8 @@ class Positions:
         if groups is not None:
             member = (groups > 0).float()
             self.gather = member / member.sum(dim=1, keepdim=True)
-            self.scatter = (member / member.sum(dim=0)).T.contiguous()
+            # Over the most groups that a cell is in: cells at a border can tell that they have less.
+            self.scatter = member.T / member.sum(dim=0).max()
 
 
 class Attention(nn.Module):
@@ -177,8 +178,8 @@ class TokenMixer(nn.Module):
 class GroupMixer(nn.Module):
     """Messages between cells that share a group, and between the symbols of a cell.
 
-    A group sees the mean of what its cells say, thinks by a SwiGLU, and every cell takes the mean
-    of its groups. With a state for each (symbol, cell) the symbols share all weights and exchange
+    A group sees the mean of what its cells say, thinks by a SwiGLU, and every cell takes the sum
+    of its groups over the largest number of groups that a cell is in. With a state for each (symbol, cell) the symbols share all weights and exchange
     means within a cell. Nothing depends on the order of cells, groups or symbols, nor on their
     number, so the symmetries of the puzzle hold exactly and one net serves every size.
 

@@ -78,7 +78,7 @@ class PuzzleEvaluator:
         halted, used = AccuracyCounter(), 0
         rows = torch.arange(len(self.data))
         rows = rows[self.accelerator.process_index :: self.accelerator.num_processes]
-        for part in rows.split(self.batch_size):
+        for part in rows.split(self.batch_size) if len(rows) else ():
             batch = self.data.batch(part)
             batch = {key: value.to(self.accelerator.device) for key, value in batch.items()}
             labels = batch["labels"]

@@ -278,12 +278,12 @@ def test_dataset_draws_turned_mazes_that_stay_right() -> None:
     assert len(batch["inputs"].unique(dim=0)) > 40
 
 
-def test_groups_are_a_cell_and_its_neighbours() -> None:
-    maze = Maze(4, 6)
-    groups = maze.groups()
-    assert groups.shape == (24, 24)
-    for cell, group in enumerate(groups):
-        assert set(group.nonzero()[:, 0].tolist()) == {cell, *near(cell, 4, 6)}
+def test_groups_are_the_pairs_of_neighbours() -> None:
+    groups = Maze(4, 6).groups()
+    pairs = [tuple(group.nonzero()[:, 0].tolist()) for group in groups]
+    expected = {(cell, other) for cell in range(24) for other in near(cell, 4, 6) if cell < other}
+    assert len(pairs) == len(expected)
+    assert set(pairs) == expected
 
 
 @pytest.mark.parametrize(

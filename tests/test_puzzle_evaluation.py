@@ -243,10 +243,7 @@ def sweep_on_two(model: PuzzleModel, data: PuzzleDataset, folder: Path) -> None:
     (folder / str(found.accelerator.process_index)).write_text(json.dumps(numbers))
 
 
-NO_ROWS = pytest.mark.xfail(strict=True, reason="a process without rows runs an empty batch")
-
-
-@pytest.mark.parametrize("num_rows", [11, pytest.param(1, marks=NO_ROWS)])
+@pytest.mark.parametrize("num_rows", [11, 1])
 def test_two_processes_count_the_same_integers(
     model: PuzzleModel, data: PuzzleDataset, tmp_path: Path, num_rows: int
 ) -> None:
