@@ -116,7 +116,7 @@ class Positions:
         if groups is not None:
             member = (groups > 0).float()
             self.gather = member / member.sum(dim=1, keepdim=True)
-            # Over the most groups that a cell is in: cells at a border can tell that they have less.
+            # Over the most groups of any cell: cells at a border can tell that they have fewer.
             self.scatter = member.T / member.sum(dim=0).max()
 
 
@@ -178,10 +178,11 @@ class TokenMixer(nn.Module):
 class GroupMixer(nn.Module):
     """Messages between cells that share a group, and between the symbols of a cell.
 
-    A group sees the mean of what its cells say, thinks by a SwiGLU, and every cell takes the sum
-    of its groups over the largest number of groups that a cell is in. With a state for each (symbol, cell) the symbols share all weights and exchange
-    means within a cell. Nothing depends on the order of cells, groups or symbols, nor on their
-    number, so the symmetries of the puzzle hold exactly and one net serves every size.
+    A group sees the mean of what its cells say and thinks by a SwiGLU; every cell takes the sum of
+    its groups, divided by the most groups of any cell. With a state for each (symbol, cell) the
+    symbols share all weights and exchange means within a cell. Nothing depends on the order of
+    cells, groups or symbols, nor on their number, so the symmetries of the puzzle hold exactly
+    and one net serves every size.
 
     Source: the messages of recurrent relational networks (Palm et al., arXiv 1711.08028) on groups
     in place of pairs; states per symbol as in SE-RRM (arXiv 2603.02193).

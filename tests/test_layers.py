@@ -267,7 +267,8 @@ def slow_group_mixer(mixer: GroupMixer, x: Tensor, groups: Tensor) -> Tensor:
             gate, up = (weights["group_proj.weight"] @ mean).split(size)
             thoughts.append(weights["o_proj.weight"] @ (gate / (1 + torch.exp(-gate)) * up))
         for s in range(num_cells):
-            heard[c, s] = torch.stack(thoughts)[groups[:, s]].mean(dim=0)
+            most = max(sum(groups[:, t].tolist()) for t in range(num_cells))
+            heard[c, s] = torch.stack(thoughts)[groups[:, s]].sum(dim=0) / most
     for s in range(num_cells):
         mean = sum(said[c, s, size:] for c in range(num_symbols)) / num_symbols
         heard[:, s] += weights["symbol_proj.weight"] @ mean
