@@ -138,7 +138,7 @@ def test_batches_do_not_change_the_counts(model: PuzzleModel, data: PuzzleDatase
 
 
 class Reciter(nn.Module):
-    """A model that says the same grids whatever it is asked, and never stops."""
+    """A model that knows a grid for each puzzle by its identifier, and never stops."""
 
     def __init__(self, tokens: Tensor, vocab_size: int) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class Reciter(nn.Module):
         assert not torch.is_grad_enabled()
         self.autocast.append(torch.is_autocast_enabled("cpu"))
         stop = torch.zeros(len(inputs), dtype=torch.bool)
-        return SimpleNamespace(logits=self.logits[: len(inputs)], carry=carry, stop=stop)
+        return SimpleNamespace(logits=self.logits[puzzle_identifiers], carry=carry, stop=stop)
 
 
 def reciter(tokens: Tensor, vocab_size: int = 6) -> Any:
@@ -163,13 +163,14 @@ def reciter(tokens: Tensor, vocab_size: int = 6) -> Any:
 def test_another_solution_is_valid_and_not_exact() -> None:
     _, solutions = PUZZLE.generate(3, seed=0)
     open_grids = torch.ones_like(solutions)  # every grid without conflicts solves them
-    data = PuzzleDataset(PUZZLE, open_grids, solutions)
+    data = PuzzleDataset(PUZZLE, open_grids, solutions, puzzle_identifiers=torch.arange(3))
     other = solutions.where(solutions < 4, 9 - solutions)  # tokens 4 and 5 change places
     other[2, 0] = other[2, 1]
-    sweep = evaluator(data).sweep(reciter(other), [1])
-    assert sweep.at[1].num_exact == 0
-    assert sweep.valid == {1: 2}
-    assert sweep.facts(1) == {"valid_accuracy": 2 / 3}
+    for batch_size in (1, 3):
+        sweep = evaluator(data, batch_size=batch_size).sweep(reciter(other), [1])
+        assert sweep.at[1].num_exact == 0
+        assert sweep.valid == {1: 2}
+        assert sweep.facts(1) == {"valid_accuracy": 2 / 3}
     assert evaluator(data).sweep(reciter(solutions), [1]).facts(1) == {"valid_accuracy": 1.0}
 
 
@@ -181,7 +182,8 @@ class Plain(Puzzle):
 
 def test_a_puzzle_without_a_rule_has_no_valid_accuracy() -> None:
     grids = torch.tensor([[1, 2, 1], [2, 2, 1]])
-    sweep = evaluator(PuzzleDataset(Plain(), grids, grids)).sweep(reciter(grids, 3), [1, 2])
+    data = PuzzleDataset(Plain(), grids, grids, puzzle_identifiers=torch.arange(2))
+    sweep = evaluator(data).sweep(reciter(grids, 3), [1, 2])
     assert sweep.at[2].num_exact == 2
     assert sweep.valid == {} and sweep.facts(2) == {}
 

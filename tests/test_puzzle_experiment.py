@@ -205,6 +205,25 @@ def test_sizes_are_those_of_the_puzzle_and_weights_those_of_the_seed(tmp_path: P
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
+def test_the_trainer_tells_the_limit_and_evaluates_by_it(tmp_path: Path) -> None:
+    reasoner = ReasonerConfig(hidden_size=16, num_heads=2, width_multiple=8, mixer="groups")
+    halt = HaltConfig(halt_max_steps=3)
+    run = make_run(tmp_path)
+    model, trainer = run.make_trainer(
+        tmp_path, PuzzleModelConfig(reasoner=reasoner), TrainConfig(batch_size=4, halt=halt)
+    )
+    assert trainer.options(0.5, 2) == {"max_steps": 2}
+    torch.nn.init.constant_(model.q_head.bias, 1e4)  # stops at once
+    metrics = trainer.evaluate()
+    sweep = run.evaluator("val").sweep(model, [1, 3])
+    assert metrics == {
+        "val/exact_accuracy": sweep.at[3].exact_accuracy,
+        "val/accuracy": sweep.at[3].accuracy,
+        "val/halted_exact_accuracy": sweep.at[1].exact_accuracy,
+        "val/mean_refinement_steps": 1.0,
+    }
+
+
 def test_nothing_is_written_before_the_data_is_there(tmp_path: Path) -> None:
     files = {"train_data": (str(tmp_path / "no.csv"),), "test_data": "no.csv"}
     for values, error in (({"puzzle": "chess"}, ConfigError), (files, DataError)):
