@@ -181,7 +181,7 @@ def test_a_step_changes_the_rows_of_the_batch_and_no_others(tmp_path: Path) -> N
 
 
 def test_the_table_is_not_averaged_and_best_weights_bring_theirs(tmp_path: Path) -> None:
-    trainer = make_puzzle_trainer(tmp_path, max_steps=8, eval_every=2)
+    trainer = make_puzzle_trainer(tmp_path, model_config=NORMAL, max_steps=8, eval_every=2)
     tables: list[Tensor] = []
     scores = iter([0.1, 0.9, 0.5, 0.4])
 
@@ -190,13 +190,18 @@ def test_the_table_is_not_averaged_and_best_weights_bring_theirs(tmp_path: Path)
         return {"val/exact_accuracy": next(scores), "val/accuracy": 0.5}
 
     trainer.evaluate = evaluate
+    trainer.train_step()
+    before = table_of(trainer)
+    with trainer.averaged_weights():
+        assert torch.equal(table_of(trainer), before)
+    assert torch.equal(table_of(trainer), before) and before.ne(0).any()
     trainer.run()
     last = table_of(trainer)
     assert torch.equal(tables[3], last)
     assert not torch.equal(tables[1], last)
     trainer.use_best_weights()
     assert torch.equal(table_of(trainer), tables[1])
-    resumed = make_puzzle_trainer(tmp_path, max_steps=8, eval_every=2)
+    resumed = make_puzzle_trainer(tmp_path, model_config=NORMAL, max_steps=8, eval_every=2)
     assert resumed.resume()
     assert torch.equal(table_of(resumed), last)
     resumed.use_best_weights()
