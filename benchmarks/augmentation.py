@@ -22,7 +22,7 @@ from latent_reason.puzzle_experiment import PuzzleRun
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "train_puzzle.py"
 PRESETS = runpy.run_path(str(RECIPE))["PRESETS"]
-NAMES = ("sudoku-4x4", "sudoku-6x6", "sudoku-hard", "maze-11x11")
+NAMES = ("sudoku-4x4", "sudoku-6x6", "sudoku-hard", "perfect-maze-11x11")
 
 
 def rate(batch_size: int, num_calls: int, call: Callable[[int], object]) -> float:

@@ -225,7 +225,13 @@ class PuzzleModelConfig(JsonConfig):
         check(fits, "puzzle_emb_len", length, expected)
         losses = ("softmax", "stablemax")
         check(self.loss in losses, "loss", self.loss, f"one of {losses}")
-        groups = self.reasoner.mixer == "groups"
+        groups, positions = self.reasoner.mixer == "groups", self.reasoner.positions
+        check(
+            not groups or positions == "none",
+            "reasoner.positions",
+            positions,
+            "'none' with mixer 'groups', which knows cells by their groups alone",
+        )
         check(
             groups or not self.symbol_states, "symbol_states", True, "False unless mixer 'groups'"
         )

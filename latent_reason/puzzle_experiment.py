@@ -13,6 +13,7 @@ from latent_reason.checkpoint import latest_checkpoint
 from latent_reason.config import HaltConfig, JsonConfig, PuzzleModelConfig, TrainConfig, check
 from latent_reason.data.kinds import find_puzzle
 from latent_reason.data.puzzle_files import read_puzzle_csv, subsample
+from latent_reason.data.puzzle_leaks import find_puzzle_leaks
 from latent_reason.data.puzzles import Puzzle, PuzzleDataset
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.puzzle_evaluation import PuzzleEvaluator, trace
@@ -131,11 +132,29 @@ class PuzzleRun(RunFrame):
         self.config = config
         self.data = self.load()
         self.puzzle: Puzzle = self.data["test"].puzzle
+        check(
+            bool(self.puzzle.blank) or not config.model.symbol_states,
+            "model.symbol_states",
+            True,
+            f"False: puzzles of {config.puzzle} have no blank cells",
+        )
         self.data["train"].hints = config.hints
+        if config.train_data and isinstance(self.data["train"], PuzzleDataset):
+            self.warn_of_leaks()
         sizes = ", ".join(f"{split} {len(data):,}" for split, data in self.data.items())
         self.say(f"puzzles of {config.puzzle}: {sizes}")
         for data in self.data.values():
             data.to(self.accelerator.device)
+
+    def warn_of_leaks(self) -> None:
+        """Say how many test puzzles are training puzzles, turned or renamed at most."""
+        leaks = find_puzzle_leaks(self.data["train"], self.data["test"])
+        if leaks:
+            self.say(
+                f"warning: {len(leaks)} of {len(self.data['test'])} test puzzles are in train_data "
+                f"up to symmetry, such as row {leaks[0][1] + 1}; "
+                "see python -m latent_reason.data puzzle-leaks --help"
+            )
 
     def load(self) -> dict[str, Any]:
         """Return train, what the training loop needs of a dataset; val and test, PuzzleDatasets."""

@@ -27,7 +27,7 @@ CONCAT_OF_MLP = {"reader": "concat", "reasoner": {"mixer": "mlp"}}
 PERCEIVER_OF_GROUPS = {"reasoner": {"mixer": "groups"}}
 TEXT_WITH_LEARNED = {"reasoner": {"positions": "learned"}}
 PREFIX_IN_GROUPS = {
-    "reasoner": {"mixer": "groups"},
+    "reasoner": {"mixer": "groups", "positions": "none"},
     "puzzle_emb_size": 128,
     "puzzle_emb_len": 1,
 }
@@ -85,6 +85,7 @@ REFUSED: list[tuple[type[JsonConfig], dict[str, Any], str, str]] = [
      "at least 2 to hold puzzle_emb_size 129"),
     (PuzzleModelConfig, {"puzzle_emb_len": 1}, "puzzle_emb_len", "0 without one"),
     (PuzzleModelConfig, PREFIX_IN_GROUPS, "puzzle_emb_len", "0 with mixer 'groups'"),
+    (PuzzleModelConfig, PERCEIVER_OF_GROUPS, "reasoner.positions", "'none' with mixer 'groups'"),
     (PuzzleModelConfig, {"symbol_states": True}, "symbol_states", "False unless mixer 'groups'"),
     (PuzzleModelConfig, {"loss": "hinge"}, "loss", r"one of \('softmax', 'stablemax'\)"),
     (PuzzleModelConfig, {"reasoner": {"mixer": "conv"}}, "mixer", "one of"),
@@ -171,7 +172,8 @@ def test_a_wrong_value_is_refused_with_field_got_and_expected(
             reasoner=ReasonerConfig(positions="learned"), puzzle_emb_size=9, puzzle_emb_len=3
         ),
         PuzzleModelConfig(
-            reasoner=ReasonerConfig(mixer="groups", width_multiple=8), symbol_states=True
+            reasoner=ReasonerConfig(mixer="groups", positions="none", width_multiple=8),
+            symbol_states=True,
         ),
         HaltConfig(halt_max_steps=3, curriculum=(0.25, 0.5)),
         HaltConfig(),

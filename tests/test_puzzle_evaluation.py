@@ -41,6 +41,7 @@ def model() -> PuzzleModel:
         hidden_size=16,
         num_heads=1,
         mixer="groups",
+        positions="none",
         width_multiple=8,
         L_layers=1,
         L_cycles=1,

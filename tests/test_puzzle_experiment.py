@@ -193,7 +193,9 @@ def make_run(folder: Path, **values: Any) -> PuzzleRun:
 
 
 def test_sizes_are_those_of_the_puzzle_and_weights_those_of_the_seed(tmp_path: Path) -> None:
-    reasoner = ReasonerConfig(hidden_size=16, num_heads=2, width_multiple=8, mixer="groups")
+    reasoner = ReasonerConfig(
+        hidden_size=16, num_heads=2, width_multiple=8, mixer="groups", positions="none"
+    )
     config = PuzzleModelConfig(reasoner=reasoner, vocab_size=3, num_cells=2)
     runs = [
         make_run(tmp_path, puzzle="maze-5x7", train=TrainConfig(seed=seed)) for seed in (0, 0, 1)
@@ -206,7 +208,9 @@ def test_sizes_are_those_of_the_puzzle_and_weights_those_of_the_seed(tmp_path: P
 
 
 def test_the_trainer_tells_the_limit_and_evaluates_by_it(tmp_path: Path) -> None:
-    reasoner = ReasonerConfig(hidden_size=16, num_heads=2, width_multiple=8, mixer="groups")
+    reasoner = ReasonerConfig(
+        hidden_size=16, num_heads=2, width_multiple=8, mixer="groups", positions="none"
+    )
     halt = HaltConfig(halt_max_steps=3)
     run = make_run(tmp_path)
     model, trainer = run.make_trainer(
@@ -423,7 +427,8 @@ def test_mazes_from_own_files(tmp_path: Path) -> None:
     test = write_csv(tmp_path / "test.csv", "test", 9, maze)
     files = ["--train-data", *train, "--test-data", test, "--puzzle", "maze-5x5"]
     done = run_here(
-        tmp_path, tiny(*files, "--num-train", "0", "--output-dir", "run", preset="maze-11x11")
+        tmp_path,
+        tiny(*files, "--num-train", "0", "--output-dir", "run", preset="perfect-maze-11x11"),
     )
     assert done.code == 0, done.err
     assert "puzzles of maze-5x5: train 24, val 6, test 7" in done.out.splitlines()

@@ -10,7 +10,7 @@ from latent_reason.data.sudoku import Sudoku
 from latent_reason.errors import ConfigError
 
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3), 16: (4, 4)}
-KINDS = "sudoku-NxN (N 4, 6, 9 or 16), maze-HxW"
+KINDS = "sudoku-NxN (N 4, 6, 9 or 16), maze-HxW, perfect-maze-HxW (one route only)"
 
 
 def find_puzzle(name: str) -> Puzzle:
@@ -19,12 +19,14 @@ def find_puzzle(name: str) -> Puzzle:
     Raises:
         ConfigError: for another name or an impossible size.
     """
-    match = re.fullmatch(r"(sudoku|maze)-(\d{1,2})x(\d{1,2})", name)
+    match = re.fullmatch(r"(sudoku|maze|perfect-maze)-(\d{1,2})x(\d{1,2})", name)
     if match is None:
         raise ConfigError(f"puzzle: got {name!r}, expected one of {KINDS}")
     height, width = int(match[2]), int(match[3])
     if match[1] == "maze":
         return Maze(height, width)
+    if match[1] == "perfect-maze":
+        return Maze(height, width, loops=0.0)
     if height != width or height not in BOXES:
         raise ConfigError(f"puzzle: got {name!r}, expected a size N of {sorted(BOXES)}")
     return Sudoku(*BOXES[height])

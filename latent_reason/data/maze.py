@@ -26,15 +26,23 @@ MAX_SIDE = 180
 class Maze(Puzzle):
     """A maze of height x width cells.
 
+    Args:
+        height: cells.
+        width: cells.
+        loops: probability that the generator opens a wall between two cells; 0 gives perfect
+            mazes, with one route between any two cells.
+
     Raises:
-        ConfigError: if a side is not between 3 and 180.
+        ConfigError: if a side is not between 3 and 180, or `loops` is no probability.
     """
 
-    def __init__(self, height: int, width: int) -> None:
+    def __init__(self, height: int, width: int, loops: float = 0.1) -> None:
+        if not 0 <= loops <= 1:
+            raise ConfigError(f"loops: got {loops}, expected 0 to 1")
         for side, cells in (("height", height), ("width", width)):
             if not 3 <= cells <= MAX_SIDE:
                 raise ConfigError(f"{side}: got {cells}, expected 3 to {MAX_SIDE}")
-        self.name, self.height, self.width = "maze", height, width
+        self.name, self.height, self.width, self.loops = "maze", height, width, loops
         self.alphabet = "# SGo"
 
     def parse(self, text: str) -> list[int]:
@@ -122,7 +130,6 @@ class Maze(Puzzle):
         seed: int,
         split: str = "train",
         min_length: int | None = None,
-        loops: float = 0.1,
         unique: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Make different mazes; the same arguments give the same ones.
@@ -137,7 +144,6 @@ class Maze(Puzzle):
             seed: any integer.
             split: one of `puzzle_splits.SPLITS`.
             min_length: the least moves from S to G; height + width if not given.
-            loops: probability that a wall between two cells is opened; 0 leaves one route only.
             unique: whether mazes with several shortest paths are left out, so that an answer is
                 right only if it is the stored one. Without it the stored one is the path that,
                 followed from G, prefers up, left, right, down in this order.
@@ -146,25 +152,21 @@ class Maze(Puzzle):
             questions and answers, (num, S) int64 tokens each.
 
         Raises:
-            ConfigError: for a split, a number, a length or a probability that is not possible.
+            ConfigError: for a split, a number or a length that is not possible.
             DataError: if no more mazes of the split are found.
         """
         least = self.height + self.width if min_length is None else min_length
         if not 1 <= least < self.num_cells:
             raise ConfigError(f"min_length: got {least}, expected 1 to {self.num_cells - 1}")
-        if not 0 <= loops <= 1:
-            raise ConfigError(f"loops: got {loops}, expected 0 to 1")
 
         def draw(draws: Draws) -> tuple[Tensor, Tensor]:
-            return self._draw(draws, least, loops, unique)
+            return self._draw(draws, least, unique)
 
         return make_split(self, draw, num, seed, split)
 
-    def _draw(
-        self, draws: Draws, min_length: int, loops: float, unique: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _draw(self, draws: Draws, min_length: int, unique: bool) -> tuple[Tensor, Tensor]:
         """Return the usable (n, S) questions and answers of a chunk of random mazes."""
-        is_open = carve(draws, self.height, self.width, loops)
+        is_open = carve(draws, self.height, self.width, self.loops)
         lengths, _ = self._distances(is_open, pick(is_open, draws))
         start = pick(lengths == lengths.amax(dim=1, keepdim=True), draws)
         lengths, routes = self._distances(is_open, start)
