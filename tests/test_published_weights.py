@@ -384,7 +384,8 @@ def test_a_missing_or_huge_configuration(original: Path) -> None:
 
 def test_models_that_the_originals_do_not_have(tmp_path: Path) -> None:
     puzzle = find_puzzle("sudoku-4x4")
-    for change, words in (({"mixer": "groups"}, "mixer"), ({"width_multiple": 8}, "width_mult")):
+    grouped: dict[str, Any] = {"mixer": "groups", "positions": "none"}
+    for change, words in ((grouped, "mixer"), ({"width_multiple": 8}, "width_mult")):
         reasoner = ReasonerConfig(hidden_size=8, num_heads=2, **change)
         config = PuzzleModelConfig(reasoner=reasoner, num_cells=16, vocab_size=6)
         save_puzzle_model(tmp_path / "model", PuzzleModel(config, puzzle.groups()), None)
