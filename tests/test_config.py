@@ -24,6 +24,7 @@ from latent_reason.config import (
 from latent_reason.errors import ConfigError, UserError
 
 CONCAT_OF_MLP = {"reader": "concat", "reasoner": {"mixer": "mlp"}}
+ROPE_IN_GROUPS = {"reasoner": {"mixer": "groups", "positions": "rope"}}
 PERCEIVER_OF_GROUPS = {"reasoner": {"mixer": "groups"}}
 TEXT_WITH_LEARNED = {"reasoner": {"positions": "learned"}}
 PREFIX_IN_GROUPS = {
@@ -85,7 +86,7 @@ REFUSED: list[tuple[type[JsonConfig], dict[str, Any], str, str]] = [
      "at least 2 to hold puzzle_emb_size 129"),
     (PuzzleModelConfig, {"puzzle_emb_len": 1}, "puzzle_emb_len", "0 without one"),
     (PuzzleModelConfig, PREFIX_IN_GROUPS, "puzzle_emb_len", "0 with mixer 'groups'"),
-    (PuzzleModelConfig, PERCEIVER_OF_GROUPS, "reasoner.positions", "'none' with mixer 'groups'"),
+    (PuzzleModelConfig, ROPE_IN_GROUPS, "reasoner.positions", "'none' with mixer 'groups'"),
     (PuzzleModelConfig, {"symbol_states": True}, "symbol_states", "False unless mixer 'groups'"),
     (PuzzleModelConfig, {"loss": "hinge"}, "loss", r"one of \('softmax', 'stablemax'\)"),
     (PuzzleModelConfig, {"reasoner": {"mixer": "conv"}}, "mixer", "one of"),
