@@ -74,6 +74,8 @@ def overnight(max_steps: int) -> TrainConfig:
     return TrainConfig(
         max_steps=max_steps,
         batch_size=32,
+        learning_rate=1e-3,
+        cooldown=0.6,
         halt=halt,
         ema_decay=0.999,
         precision="bf16",
@@ -207,7 +209,7 @@ PRESETS: dict[str, tuple[str, PuzzleRunConfig]] = {
     ),
     "sudoku-hard": (
         "hard 9x9 Sudoku from your files: a night on two CPU cores",
-        equivariant("sudoku-9x9", 64, overnight(60_000)),
+        equivariant("sudoku-9x9", 64, overnight(60_000), hints=0.5),
     ),
     "perfect-maze-11x11": ("11x11 mazes without loops: minutes on a CPU core", mazes(11, 3000)),
     "perfect-maze-15x15": ("15x15 mazes without loops; not run yet", mazes(15, 6000)),
