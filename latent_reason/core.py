@@ -79,11 +79,5 @@ class LatentCore(nn.Module):
         z_H, z_L = self.reasoner(x, carry.z_H, carry.z_L, where)
         answer = z_H[:, -self.config.num_slots :]
         q_halt_logits = self.q_head(answer[:, 0]).squeeze(-1).float()
-        carry = Carry(
-            z_H.detach().float(),
-            z_L.detach().float(),
-            carry.refinement_steps + 1,
-            carry.halted,
-            carry.data,
-        )
+        carry = carry.after_step(z_H, z_L)
         return self.writer(answer), q_halt_logits, carry

@@ -28,6 +28,11 @@ class Carry:
     halted: Tensor
     data: dict[str, Tensor] = field(default_factory=dict)
 
+    def after_step(self, z_H: Tensor, z_L: Tensor) -> Carry:
+        """Return the carry after one more refinement step that gave z_H and z_L (B, S, D)."""
+        states = {"z_H": z_H.detach().float(), "z_L": z_L.detach().float()}
+        return replace(self, **states, refinement_steps=self.refinement_steps + 1)
+
     def tensors(self) -> dict[str, Tensor]:
         """Return everything as a flat dictionary, for a checkpoint."""
         own = {"z_H": self.z_H, "z_L": self.z_L, "halted": self.halted}

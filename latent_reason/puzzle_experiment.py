@@ -138,9 +138,10 @@ class PuzzleRun(RunFrame):
             True,
             f"False: puzzles of {config.puzzle} have no blank cells",
         )
-        self.data["train"].hints = config.hints
-        if config.train_data and isinstance(self.data["train"], PuzzleDataset):
-            self.warn_of_leaks()
+        if isinstance(self.data["train"], PuzzleDataset):
+            self.data["train"].hints = config.hints
+            if config.train_data:
+                self.warn_of_leaks()
         sizes = ", ".join(f"{split} {len(data):,}" for split, data in self.data.items())
         self.say(f"puzzles of {config.puzzle}: {sizes}")
         for data in self.data.values():

@@ -147,13 +147,7 @@ class PuzzleModel(nn.Module):
         z_H, z_L = self.reasoner(x, carry.z_H, carry.z_L, where)
         logits = self.read_out(z_H, inputs.shape[1])
         q_halt_logits, q_continue_logits = self.judge(z_H)
-        carry = Carry(
-            z_H.detach().float(),
-            z_L.detach().float(),
-            carry.refinement_steps + 1,
-            carry.halted,
-            carry.data,
-        )
+        carry = carry.after_step(z_H, z_L)
         stop = q_halt_logits > (q_continue_logits if self.config.q_continue else 0)
         output = PuzzleOutput(logits, q_halt_logits, q_continue_logits, carry, stop)
         if labels is not None:

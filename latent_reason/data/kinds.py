@@ -1,16 +1,20 @@
-"""The kinds of puzzles by name: sudoku-9x9, maze-15x15 and so on."""
+"""The kinds of puzzles by name: sudoku-9x9, maze-15x15, sorting-16 and so on."""
 
 from __future__ import annotations
 
 import re
 
+from latent_reason.data.grid_tasks import Sorting, StateTracking
 from latent_reason.data.maze import Maze
 from latent_reason.data.puzzles import Puzzle
 from latent_reason.data.sudoku import Sudoku
 from latent_reason.errors import ConfigError
 
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3), 16: (4, 4)}
-KINDS = "sudoku-NxN (N 4, 6, 9 or 16), maze-HxW, perfect-maze-HxW (one route only)"
+KINDS = (
+    "sudoku-NxN (N 4, 6, 9 or 16), maze-HxW, perfect-maze-HxW (one route only), "
+    "sorting-N (digits), state-tracking-N (moves)"
+)
 
 
 def find_puzzle(name: str) -> Puzzle:
@@ -19,6 +23,9 @@ def find_puzzle(name: str) -> Puzzle:
     Raises:
         ConfigError: for another name or an impossible size.
     """
+    if line := re.fullmatch(r"(sorting|state-tracking)-(\d{1,3})", name):
+        length = int(line[2])
+        return Sorting(length) if line[1] == "sorting" else StateTracking(length)
     match = re.fullmatch(r"(sudoku|maze|perfect-maze)-(\d{1,2})x(\d{1,2})", name)
     if match is None:
         raise ConfigError(f"puzzle: got {name!r}, expected one of {KINDS}")

@@ -25,7 +25,7 @@ def _wrapped(value: int) -> int:
     return value - 2**64 if value >= 2**63 else value
 
 
-def _mixed(bits: Tensor) -> Tensor:
+def scramble(bits: Tensor) -> Tensor:
     """Scramble int64 numbers, each on its own (the finaliser of SplitMix64)."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
         bits = bits ^ ((bits >> shift) & ((1 << (64 - shift)) - 1))
@@ -46,14 +46,14 @@ class Draws:
 
     def __init__(self, positions: Tensor, seed: int) -> None:
         start = torch.full_like(positions, seed)
-        self._key = _mixed(_mixed(start) + positions)
+        self._key = scramble(scramble(start) + positions)
         self._count = 0
 
     def bits(self, num: int) -> Tensor:
         """Return (B, num) int64 with all 64 bits random."""
         counter = torch.arange(self._count + 1, self._count + num + 1, device=self._key.device)
         self._count += num
-        return _mixed(self._key[:, None] + counter * _wrapped(0x9E3779B97F4A7C15))
+        return scramble(self._key[:, None] + counter * _wrapped(0x9E3779B97F4A7C15))
 
     def below(self, limit: int) -> Tensor:
         """Return (B,) int64, uniform in 0..limit - 1."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latent_reason.data.puzzle_splits import SPLITS, home_splits
-from latent_reason.data.puzzles import Draws, Puzzle, Symmetry, _mixed
+from latent_reason.data.puzzles import Draws, Puzzle, Symmetry, scramble
 from latent_reason.data.sudoku_search import SudokuSearch
 from latent_reason.errors import ConfigError, DataError
 
@@ -132,14 +132,14 @@ class Sudoku(Puzzle):
         digits = questions.long()
         colours = (digits > 1).long()
         for _ in range(_ROUNDS):
-            mixed = _mixed(colours)
-            units = _mixed(mixed[:, cells_of].sum(2) + salts.repeat_interleave(n))
+            mixed = scramble(colours)
+            units = scramble(mixed[:, cells_of].sum(2) + salts.repeat_interleave(n))
             blocks = torch.zeros_like(units).index_add_(1, bands_and_stacks, units[:, : 2 * n])
-            units[:, : 2 * n] += _mixed(blocks)[:, bands_and_stacks]
+            units[:, : 2 * n] += scramble(blocks)[:, bands_and_stacks]
             symbols = torch.zeros_like(units).scatter_add_(1, digits, mixed)
-            same_digit = _mixed(symbols).gather(1, digits) * (digits > 1)
-            colours = _mixed(mixed + _mixed(units)[:, groups_of].sum(2)) + same_digit
-        return _mixed(_mixed(colours).sum(1))
+            same_digit = scramble(symbols).gather(1, digits) * (digits > 1)
+            colours = scramble(mixed + scramble(units)[:, groups_of].sum(2)) + same_digit
+        return scramble(scramble(colours).sum(1))
 
     def generate(
         self, num: int, seed: int, split: str = "train", clues: tuple[int, int] | None = None
