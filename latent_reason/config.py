@@ -91,6 +91,10 @@ class ReasonerConfig(JsonConfig):
     residual_init: Literal["zero", "normal"] = "zero"
     """zero: attention and SwiGLU outputs start at zero, so a fresh recursion passes its inputs on
     and learns from the first steps; normal: as the originals."""
+    norm_swiglu: bool = False
+    """Normalise within SwiGLU, as SIC (arXiv 2601.19085)."""
+    equilibrium: bool = False
+    """Random initial states and a damped update, as EqR (arXiv 2605.21488)."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
     norm_eps: float = 1e-5
@@ -210,6 +214,11 @@ class PuzzleModelConfig(JsonConfig):
     """How logits become probabilities."""
     q_continue: bool = False
     """Learn to halt by Q-learning with a second output for going on, as HRM."""
+    loss_decay: float = 1.0
+    """The answer loss after refinement step t counts loss_decay ** (t - 1); CGAR has 0.7."""
+    num_chains: int = 1
+    """Latent chains per puzzle. The best trains (winner takes all, SIC) and the halting head
+    chooses in use; memory and time grow with their number."""
 
     def __post_init__(self) -> None:
         if isinstance(self.reasoner, Mapping):
@@ -217,6 +226,14 @@ class PuzzleModelConfig(JsonConfig):
         self.check_types()
         for name, least in (("vocab_size", 2), ("num_cells", 1), ("num_puzzles", 1)):
             check(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
+        check(0 < self.loss_decay <= 2, "loss_decay", self.loss_decay, "above 0 and at most 2")
+        check(self.num_chains >= 1, "num_chains", self.num_chains, "at least 1")
+        check(
+            self.num_chains == 1 or not self.q_continue,
+            "num_chains",
+            self.num_chains,
+            "1 with q_continue",
+        )
         size, length = self.puzzle_emb_size, self.puzzle_emb_len
         check(size >= 0, "puzzle_emb_size", size, "at least 0")
         least = -(-size // self.reasoner.hidden_size)
@@ -243,6 +260,25 @@ class PuzzleModelConfig(JsonConfig):
         )
 
 
+def check_curriculum(config: JsonConfig, name: str) -> None:
+    """Check that a field holds None or two rising shares of training, and make it a tuple."""
+    shares = getattr(config, name)
+    if shares is not None:
+        pair = isinstance(shares, (list, tuple)) and len(shares) == 2
+        pair = pair and all(isinstance(share, (int, float)) for share in shares)
+        rising = pair and 0 <= shares[0] < shares[1] <= 1
+        check(rising, name, shares, "None or two rising shares from 0 to 1")
+        object.__setattr__(config, name, tuple(shares))
+
+
+def grown(full: int, curriculum: tuple[float, float] | None, progress: float) -> int:
+    """Return what has grown from 1 towards `full` at `progress` (0..1) of the training."""
+    if curriculum is None:
+        return full
+    start, end = curriculum
+    return 1 + int(min(1.0, max(0.0, (progress - start) / (end - start))) * (full - 1))
+
+
 @dataclass(frozen=True, kw_only=True)
 class HaltConfig(JsonConfig):
     """When an example of a training batch ends and its slot is refilled."""
@@ -264,21 +300,11 @@ class HaltConfig(JsonConfig):
             self.halt_exploration_prob,
             "a probability from 0 to 1",
         )
-        shares = self.curriculum
-        if shares is not None:
-            pair = isinstance(shares, (list, tuple)) and len(shares) == 2
-            pair = pair and all(isinstance(share, (int, float)) for share in shares)
-            rising = pair and 0 <= shares[0] < shares[1] <= 1
-            check(rising, "curriculum", shares, "None or two rising shares from 0 to 1")
-            object.__setattr__(self, "curriculum", tuple(shares))
+        check_curriculum(self, "curriculum")
 
     def max_steps_at(self, progress: float) -> int:
         """Return the limit of refinement steps at `progress` (0..1) of the training."""
-        if self.curriculum is None:
-            return self.halt_max_steps
-        start, end = self.curriculum
-        risen = min(1.0, max(0.0, (progress - start) / (end - start)))
-        return 1 + int(risen * (self.halt_max_steps - 1))
+        return grown(self.halt_max_steps, self.curriculum, progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,6 +342,9 @@ class TrainConfig(JsonConfig):
     """Decay of the exponential moving average of the trainable weights, used for evaluation."""
     halt: HaltConfig = field(default_factory=HaltConfig)
     """Refinement steps per example."""
+    cycles_curriculum: tuple[float, float] | None = None
+    """Shares of training between which H_cycles and L_cycles grow from 1 to those of the model
+    (puzzles only; after CGAR, arXiv 2511.08653); None: all cycles from the start."""
     through_base_from: float = 1.0
     """Share of training after which writer soft also learns through the frozen base."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -344,6 +373,7 @@ class TrainConfig(JsonConfig):
         names = ("adamw", "adam_atan2", "muon")
         check(self.optimizer in names, "optimizer", self.optimizer, f"one of {names}")
         check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2**32 - 1")
+        check_curriculum(self, "cycles_curriculum")
         budget = self.max_seconds
         check(budget is None or budget > 0, "max_seconds", budget, "None or above 0")
         for name in ("learning_rate", "muon_learning_rate", "puzzle_learning_rate"):
@@ -357,6 +387,12 @@ class TrainConfig(JsonConfig):
             check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
         precisions = ("auto", "fp32", "bf16")
         check(self.precision in precisions, "precision", self.precision, f"one of {precisions}")
+
+    def cycles_at(self, progress: float, reasoner: ReasonerConfig) -> tuple[int, int]:
+        """Return (H_cycles, L_cycles) at `progress` (0..1) of the training."""
+        full = reasoner.H_cycles, reasoner.L_cycles
+        H_cycles, L_cycles = (grown(n, self.cycles_curriculum, progress) for n in full)
+        return H_cycles, L_cycles
 
     def progress(self, step: int, seconds: float) -> float:
         """Return the share of training done after `step` steps and `seconds` seconds, 0..1."""

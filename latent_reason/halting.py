@@ -48,7 +48,13 @@ class Carry:
 
 
 def reset_halted(carry: Carry, z_H: Tensor, z_L: Tensor) -> Carry:
-    """Return the carry with halted slots at the initial states (D,) and zero refinement steps."""
+    """Return the carry with halted slots at initial states and zero refinement steps.
+
+    Args:
+        carry: of B slots.
+        z_H: initial states, (D,) or (B, S, D).
+        z_L: likewise.
+    """
     fresh = carry.halted[:, None, None]
     return Carry(
         z_H=torch.where(fresh, z_H.to(carry.z_H.dtype), carry.z_H),

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from latent_reason.config import ReasonerConfig
 
+EQUILIBRIUM_DAMPING = 0.05
+"""Share of the old state in a new one, with `equilibrium`."""
+
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
     """Divide (..., D) by its root mean square over D; computed in fp32, returned in x's dtype."""
@@ -35,10 +38,15 @@ def swiglu_width(size: int, config: ReasonerConfig) -> int:
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate) * up) over the last axis: (..., size) to (..., size), gate and up fused."""
+    """down(silu(gate) * up) over the last axis: (..., size) to (..., size), gate and up fused.
+
+    With `norm_swiglu` it is down(sigmoid(gate) * rms_norm(gate * up)), whose scale no gate can
+    blow up (SIC, arXiv 2601.19085).
+    """
 
     def __init__(self, size: int, config: ReasonerConfig) -> None:
         super().__init__()
+        self.norm_eps = config.norm_eps if config.norm_swiglu else None
         width = swiglu_width(size, config)
         self.gate_up_proj = init_linear(nn.Linear(size, 2 * width, bias=False))
         self.down_proj = init_linear(nn.Linear(width, size, bias=False))
@@ -46,7 +54,9 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., size) to (..., size)."""
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        if self.norm_eps is None:
+            return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(gate.sigmoid() * rms_norm(gate * up, self.norm_eps))
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:
@@ -115,7 +125,8 @@ class Positions:
         self.scatter: Tensor | None = None
         if groups is not None:
             member = (groups > 0).float()
-            self.gather = member / member.sum(dim=1, keepdim=True)
+            # By the root of the size: the mean of nine would drown what one cell says.
+            self.gather = member / member.sum(dim=1, keepdim=True).sqrt()
             # Over the most groups of any cell: cells at a border can tell that they have fewer.
             self.scatter = member.T / member.sum(dim=0).max()
 
@@ -178,11 +189,11 @@ class TokenMixer(nn.Module):
 class GroupMixer(nn.Module):
     """Messages between cells that share a group, and between the symbols of a cell.
 
-    A group sees the mean of what its cells say and thinks by a SwiGLU; every cell takes the sum of
-    its groups, divided by the most groups of any cell. With a state for each (symbol, cell) the
-    symbols share all weights and exchange means within a cell. Nothing depends on the order of
-    cells, groups or symbols, nor on their number, so the symmetries of the puzzle hold exactly
-    and one net serves every size.
+    A group sees the sum of what its cells say, over the root of their number, and thinks by a
+    SwiGLU; every cell takes the sum of its groups, divided by the most groups of any cell. With a
+    state for each (symbol, cell) the symbols share all weights and exchange such sums within a
+    cell. No weight depends on the order of cells, groups or symbols, nor on their number, so the
+    symmetries of the puzzle hold exactly and one net fits every size.
 
     Source: the messages of recurrent relational networks (Palm et al., arXiv 1711.08028) on groups
     in place of pairs; states per symbol as in SE-RRM (arXiv 2603.02193).
@@ -205,7 +216,8 @@ class GroupMixer(nn.Module):
         to_groups, to_symbols = said.chunk(2, dim=-1)
         gate, up = self.group_proj(gather @ to_groups).chunk(2, dim=-1)
         heard = scatter @ self.o_proj(F.silu(gate) * up)
-        heard = heard + self.symbol_proj(to_symbols.mean(dim=1, keepdim=True))
+        of_cell = to_symbols.sum(dim=1, keepdim=True) / math.sqrt(to_symbols.shape[1])
+        heard = heard + self.symbol_proj(of_cell)
         return heard.flatten(1, 2)
 
 
@@ -257,10 +269,11 @@ class Stack(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Block(config, num_positions) for _ in range(num_layers))
+        self.damping = EQUILIBRIUM_DAMPING if config.equilibrium else 0.0
 
     def forward(self, state: Tensor, injection: Tensor, where: Positions) -> Tensor:
         """Return the new state (B, S, D); the arguments are not modified."""
         x = state + injection
         for block in self.layers:
             x = block(x, where)
-        return x
+        return torch.lerp(x, state, self.damping) if self.damping else x

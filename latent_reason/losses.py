@@ -21,10 +21,10 @@ def stablemax_log_probs(logits: Tensor) -> Tensor:
     return (s / s.sum(dim=-1, keepdim=True)).log()
 
 
-def answer_loss(
+def answer_losses(
     logits: Tensor, labels: Tensor, kind: Literal["softmax", "stablemax"] = "softmax"
 ) -> Tensor:
-    """Cross entropy in nats per labelled token, mean within an example, then over examples.
+    """Cross entropy in nats per labelled token, mean within an example.
 
     Args:
         logits: (B, K, V), any float dtype.
@@ -32,8 +32,8 @@ def answer_loss(
         kind: how logits become probabilities.
 
     Returns:
-        A scalar; the mean over local examples, so that averaging over ranks of equal batch
-        size gives the global mean.
+        (B,) fp32. Its mean over local examples, averaged over ranks of equal batch size, is the
+        global mean.
     """
     labelled = labels != IGNORE_INDEX
     if kind == "softmax":
@@ -44,7 +44,14 @@ def answer_loss(
         target = labels.masked_fill(~labelled, 0)[..., None]
         picked = stablemax_log_probs(logits).gather(-1, target).squeeze(-1)
         loss = -picked.masked_fill(~labelled, 0.0)
-    return (loss.sum(dim=1) / labelled.sum(dim=1).clamp(min=1)).mean()
+    return loss.sum(dim=1) / labelled.sum(dim=1).clamp(min=1)
+
+
+def answer_loss(
+    logits: Tensor, labels: Tensor, kind: Literal["softmax", "stablemax"] = "softmax"
+) -> Tensor:
+    """Return the mean of `answer_losses`, a scalar."""
+    return answer_losses(logits, labels, kind).mean()
 
 
 def exactly_right(logits: Tensor, labels: Tensor) -> Tensor:

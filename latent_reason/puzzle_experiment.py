@@ -192,7 +192,7 @@ class PuzzleRun(RunFrame):
             }
 
         def options(progress: float, max_steps: int) -> dict[str, Any]:
-            return {"max_steps": max_steps}
+            return {"max_steps": max_steps, "cycles": train.cycles_at(progress, config.reasoner)}
 
         trainer = Trainer(
             self.accelerator, model, self.data["train"], train, folder, evaluate, self.say, options

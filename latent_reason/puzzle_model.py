@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from latent_reason.config import PuzzleModelConfig
 from latent_reason.halting import Carry, reset_halted
 from latent_reason.layers import Positions, init_linear
-from latent_reason.losses import answer_loss, exactly_right, halt_loss
+from latent_reason.losses import answer_losses, exactly_right, halt_loss
 from latent_reason.reasoner import Reasoner
 
 NEVER = -1e4
@@ -94,7 +94,7 @@ class PuzzleModel(nn.Module):
         config = self.config
         copies = config.vocab_size - 2 if config.symbol_states else 1
         length = config.puzzle_emb_len + num_tokens * copies
-        z_H, z_L = self.reasoner.initial_states(num, length)
+        z_H, z_L = self.reasoner.initial_states(num, config.num_chains * length)
         steps = torch.zeros(num, dtype=torch.long, device=z_H.device)
         return Carry(z_H, z_L, steps, torch.ones_like(steps, dtype=torch.bool))
 
@@ -130,6 +130,7 @@ class PuzzleModel(nn.Module):
         labels: Tensor | None = None,
         puzzle_identifiers: Tensor | None = None,
         max_steps: int | None = None,
+        cycles: tuple[int, int] | None = None,
     ) -> PuzzleOutput:
         """Run one refinement step.
 
@@ -139,12 +140,14 @@ class PuzzleModel(nn.Module):
             labels: (B, S) int64, -100 where nothing is asked.
             puzzle_identifiers: (B,) int64, needed with a puzzle table.
             max_steps: most refinement steps of an example, needed to train q_continue.
+            cycles: (H_cycles, L_cycles) in place of those of the configuration.
         """
-        carry = reset_halted(carry, self.reasoner.H_init, self.reasoner.L_init)
+        if self.config.num_chains > 1:
+            return self._race(carry, inputs, labels, puzzle_identifiers, cycles)
+        carry = reset_halted(carry, *self.reasoner.fresh_states(carry.z_H))
         x = self.embed(inputs, puzzle_identifiers)
-        ids = torch.arange(x.shape[1], device=x.device)[None]
-        where = Positions(self.config.reasoner, ids, groups=self.groups)
-        z_H, z_L = self.reasoner(x, carry.z_H, carry.z_L, where)
+        where = self._where(x)
+        z_H, z_L = self.reasoner(x, carry.z_H, carry.z_L, where, cycles)
         logits = self.read_out(z_H, inputs.shape[1])
         q_halt_logits, q_continue_logits = self.judge(z_H)
         carry = carry.after_step(z_H, z_L)
@@ -152,8 +155,8 @@ class PuzzleModel(nn.Module):
         output = PuzzleOutput(logits, q_halt_logits, q_continue_logits, carry, stop)
         if labels is not None:
             output.correct = exactly_right(output.logits, labels)
-            loss = answer_loss(output.logits, labels, self.config.loss)
-            loss = loss + 0.5 * halt_loss(output.q_halt_logits, output.correct)
+            loss = self._loss(output.logits, labels, carry.refinement_steps)
+            loss = loss + 0.5 * halt_loss(q_halt_logits, output.correct)
             if self.config.q_continue and self.training:
                 assert max_steps is not None, "max_steps"
                 with torch.no_grad():
@@ -165,6 +168,61 @@ class PuzzleModel(nn.Module):
                 q_loss = F.binary_cross_entropy_with_logits(q_continue_logits, target)
                 loss = loss + 0.5 * q_loss
             output.loss = loss
+        return output
+
+    def _where(self, x: Tensor) -> Positions:
+        ids = torch.arange(x.shape[1], device=x.device)[None]
+        return Positions(self.config.reasoner, ids, groups=self.groups)
+
+    def _loss(self, logits: Tensor, labels: Tensor, refinement_steps: Tensor) -> Tensor:
+        """Return the answer loss after so many refinement steps (B,), weighted by their number."""
+        losses = answer_losses(logits, labels, self.config.loss)
+        if self.config.loss_decay != 1:
+            losses = losses * self.config.loss_decay ** (refinement_steps - 1)
+        return losses.mean()
+
+    def _race(
+        self,
+        carry: Carry,
+        inputs: Tensor,
+        labels: Tensor | None,
+        puzzle_identifiers: Tensor | None,
+        cycles: tuple[int, int] | None,
+    ) -> PuzzleOutput:
+        """Run one refinement step of `num_chains` chains per puzzle; the winner takes all.
+
+        The winner has the lowest loss where labels are given, else the highest q_halt_logits. It
+        alone trains the answer, and the others go on from its z_H with their own z_L. A chain
+        starts from a z_L of its own: L_init, turned around.
+        """
+        num, chains = len(inputs), self.config.num_chains
+        fresh_H, fresh_L = self.reasoner.fresh_states(carry.z_H)
+        if fresh_L.ndim == 1:
+            own = torch.stack([fresh_L.roll(chain) for chain in range(chains)])
+            fresh_L = own.repeat_interleave(carry.z_L.shape[1] // chains, dim=0)
+        carry = reset_halted(carry, fresh_H, fresh_L)
+        x = self.embed(inputs, puzzle_identifiers)
+        where = self._where(x)
+        z_H, z_L = (z.reshape(num * chains, *x.shape[1:]) for z in (carry.z_H, carry.z_L))
+        z_H, z_L = self.reasoner(x.repeat_interleave(chains, dim=0), z_H, z_L, where, cycles)
+        logits = self.read_out(z_H, inputs.shape[1])
+        q_halt_logits = self.judge(z_H)[0]
+        if labels is None:
+            scores = q_halt_logits
+        else:
+            repeated = labels.repeat_interleave(chains, dim=0)
+            scores = -answer_losses(logits, repeated, self.config.loss)
+        best = scores.view(num, chains).argmax(dim=1)
+        rows = best + chains * torch.arange(num, device=best.device)
+        after = carry.after_step(
+            z_H[rows].repeat(1, chains, 1), z_L.reshape(num, -1, z_L.shape[-1])
+        )
+        won = q_halt_logits[rows]
+        output = PuzzleOutput(logits[rows], won, won, after, won > 0)
+        if labels is not None:
+            output.correct = exactly_right(output.logits, labels)
+            loss = self._loss(output.logits, labels, after.refinement_steps)
+            output.loss = loss + 0.5 * halt_loss(q_halt_logits, exactly_right(logits, repeated))
         return output
 
     def read_out(self, z_H: Tensor, num_cells: int) -> Tensor:

@@ -53,19 +53,39 @@ class Reasoner(nn.Module):
             self.L_init.expand(num, length, -1),
         )
 
+    def fresh_states(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return z_H and z_L for examples that start: broadcast to `like` (B, S, D), or drawn."""
+        if self.config.equilibrium:
+            return torch.randn_like(like), torch.randn_like(like)
+        return self.H_init, self.L_init
+
     def forward(
-        self, x: Tensor, z_H: Tensor, z_L: Tensor, where: Positions
+        self,
+        x: Tensor,
+        z_H: Tensor,
+        z_L: Tensor,
+        where: Positions,
+        cycles: tuple[int, int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Run one deep recursion; return (z_H, z_L) attached to the graph."""
+        """Run one deep recursion; return (z_H, z_L) attached to the graph.
+
+        Args:
+            x: embedded question (B, S, D).
+            z_H: answer state (B, S, D).
+            z_L: reasoning state (B, S, D).
+            where: positions and groups.
+            cycles: (H_cycles, L_cycles) in place of those of the configuration.
+        """
         config = self.config
+        H_cycles, L_cycles = cycles or (config.H_cycles, config.L_cycles)
         return deep_recursion(
             partial(self.L_level, where=where),
             partial(self.H_level, where=where),
             x,
             z_H,
             z_L,
-            H_cycles=config.H_cycles,
-            L_cycles=config.L_cycles,
+            H_cycles=H_cycles,
+            L_cycles=L_cycles,
             gradient=config.gradient,
-            gradient_cycles=config.gradient_cycles,
+            gradient_cycles=min(config.gradient_cycles, H_cycles),
         )

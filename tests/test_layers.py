@@ -263,15 +263,15 @@ def slow_group_mixer(mixer: GroupMixer, x: Tensor, groups: Tensor) -> Tensor:
         thoughts = []
         for group in groups:
             cells = [s for s in range(num_cells) if group[s]]
-            mean = sum(said[c, s, :size] for s in cells) / len(cells)
-            gate, up = (weights["group_proj.weight"] @ mean).split(size)
+            loud = sum(said[c, s, :size] for s in cells) / math.sqrt(len(cells))
+            gate, up = (weights["group_proj.weight"] @ loud).split(size)
             thoughts.append(weights["o_proj.weight"] @ (gate / (1 + torch.exp(-gate)) * up))
         for s in range(num_cells):
             most = max(sum(groups[:, t].tolist()) for t in range(num_cells))
             heard[c, s] = torch.stack(thoughts)[groups[:, s]].sum(dim=0) / most
     for s in range(num_cells):
-        mean = sum(said[c, s, size:] for c in range(num_symbols)) / num_symbols
-        heard[:, s] += weights["symbol_proj.weight"] @ mean
+        loud = sum(said[c, s, size:] for c in range(num_symbols)) / math.sqrt(num_symbols)
+        heard[:, s] += weights["symbol_proj.weight"] @ loud
     return heard
 
 

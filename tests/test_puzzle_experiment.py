@@ -213,10 +213,9 @@ def test_the_trainer_tells_the_limit_and_evaluates_by_it(tmp_path: Path) -> None
     )
     halt = HaltConfig(halt_max_steps=3)
     run = make_run(tmp_path)
-    model, trainer = run.make_trainer(
-        tmp_path, PuzzleModelConfig(reasoner=reasoner), TrainConfig(batch_size=4, halt=halt)
-    )
-    assert trainer.options(0.5, 2) == {"max_steps": 2}
+    train = TrainConfig(batch_size=4, halt=halt, cycles_curriculum=(0.0, 1.0))
+    model, trainer = run.make_trainer(tmp_path, PuzzleModelConfig(reasoner=reasoner), train)
+    assert trainer.options(0.5, 2) == {"max_steps": 2, "cycles": (2, 3)}
     torch.nn.init.constant_(model.q_head.bias, 1e4)  # stops at once
     metrics = trainer.evaluate()
     sweep = run.evaluator("val").sweep(model, [1, 3])
