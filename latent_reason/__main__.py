@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
 
+from latent_reason.errors import ConfigError
 from latent_reason.runs import Parser, run_script
 
 _EPILOG = """examples:
   python -m latent_reason solve 1..4.4.....1.3.2      (4x4 Sudoku; - reads stdin, or name a file)
   python -m latent_reason solve maze.txt --model runs/maze/model
+  python -m latent_reason solve 007bbfb7.json --model runs/arc/model    (ARC task, by votes)
   python -m latent_reason import step_60000 --puzzle sudoku-9x9 --output sudoku
   python -m latent_reason export sudoku --output step_0
   python -m latent_reason report runs/demo --picture docs/depth.png
@@ -30,9 +33,21 @@ def _build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     command = commands.add_parser("solve", help="answer a puzzle and check the answer by the rule")
-    command.add_argument("puzzle", help="a line of digits, a drawing, a file, or - for stdin")
+    command.add_argument(
+        "puzzle",
+        help="a line of digits, a drawing, a file of either, an ARC task (.json), or - for stdin",
+    )
     command.add_argument("--model", type=Path, help="model folder; default: by kind and size")
-    command.add_argument("--refinement-steps", type=int, metavar="N", help="at most; default 64")
+    command.add_argument(
+        "--refinement-steps",
+        type=int,
+        metavar="N",
+        help="at most, default 64; for an ARC task exactly, default 16",
+    )
+    command.add_argument("--task", metavar="NAME", help="one of an ARC file of many")
+    command.add_argument(
+        "--votes", type=int, metavar="N", help="turns and colourings of an ARC task; default 10"
+    )
     command.set_defaults(run=_solve)
 
     command = commands.add_parser("import", help="turn a checkpoint of HRM or TRM into a model")
@@ -65,6 +80,10 @@ def _build_parser() -> Parser:
 
 
 def _solve(options: argparse.Namespace) -> int:
+    if options.puzzle.endswith((".json", ".json.gz")) and os.path.isfile(options.puzzle):
+        return _solve_arc(options)
+    if options.votes is not None or options.task is not None:
+        raise ConfigError("--votes and --task: expected with an ARC task only, a .json file")
     from latent_reason.solving import REFINEMENT_STEPS, read_puzzle, solve
 
     start = time.perf_counter()
@@ -79,6 +98,23 @@ def _solve(options: argparse.Namespace) -> int:
         f"step{plural}, {seconds:.2f} s"
     )
     return 0 if solution.solved else 1
+
+
+def _solve_arc(options: argparse.Namespace) -> int:
+    from latent_reason.arc_solving import NUM_VOTES, REFINEMENT_STEPS, solve_arc
+
+    if options.model is None:
+        raise ConfigError(
+            "no ARC model comes with this package; name the folder of one with --model "
+            "(recipes/train_puzzle.py arc-agi-1 trains one)"
+        )
+    steps = REFINEMENT_STEPS if options.refinement_steps is None else options.refinement_steps
+    votes = NUM_VOTES if options.votes is None else options.votes
+    solutions = solve_arc(options.puzzle, options.model, steps, votes, options.task)
+    for number, solution in enumerate(solutions, start=1):
+        print(solution.answer or "-")
+        print(f"test {number}: {solution.verdict}")
+    return 1 if any(s.answer is None or s.right is False for s in solutions) else 0
 
 
 def _import(options: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from latent_reason.arc_table import write_table
 from latent_reason.arc_voting import ArcVotes, evaluation_batches
 from latent_reason.config import PuzzleModelConfig, check
 from latent_reason.data.arc import ArcDataset
@@ -58,7 +59,6 @@ class ArcRunConfig(PuzzleRunConfig):
         super().__post_init__()
         check(self.augment, "augment", False, "True; for none take num_augmentations 0")
         check(self.hints == 0, "hints", self.hints, "0 for ARC")
-        check(self.hints == 0, "hints", self.hints, "0 on ARC")
         num, votes = self.num_augmentations, self.num_votes
         check(num >= 0, "num_augmentations", num, "at least 0")
         check(0 <= votes <= num, "num_votes", votes, f"0 to num_augmentations = {num}")
@@ -222,3 +222,9 @@ class ArcRun(PuzzleRun):
                     "num_leaks": self.num_leaks,
                 }
             )
+
+    def write(self, model: PuzzleModel) -> None:
+        """Write what `PuzzleRun` does, and model/tasks.json, by which `solve` finds identifiers."""
+        super().write(model)
+        if self.accelerator.is_main_process:
+            write_table(self.folder / "model", self.tasks)

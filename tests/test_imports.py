@@ -22,7 +22,8 @@ ROWS = (
     {"latent_reasoner", "controls"},
     {"data", "optim", "metrics", "checkpoint", "run_lock", "results"},
     {"training", "evaluation", "puzzle_evaluation", "arc_voting", "report", "runs"},
-    {"run_frame", "puzzle_folder", "published_files", "published_weights", "solving"},
+    {"arc_table", "run_frame", "puzzle_folder", "published_files", "published_weights"},
+    {"solving", "arc_solving"},
     {"experiment", "puzzle_experiment", "arc_experiment"},
     {"comparison"},
 )

@@ -59,9 +59,11 @@ class ArcDataset:
         evaluation: tasks of which only the train pairs are.
         num_augmentations: of each task, besides the task as it is.
         seed: of the augmentations; puzzle embeddings only fit the seed that they trained with.
+        first_task: index in the model's puzzle table of the first task, for a part of the tasks
+            that a model was trained with.
 
     Attributes:
-        tasks: training, then evaluation tasks; the index is the task of an identifier.
+        tasks: training, then evaluation tasks; first_task + index is the task of an identifier.
         tests: (task, number of the test pair from 0) of each test pair to predict.
 
     Raises:
@@ -75,8 +77,10 @@ class ArcDataset:
         evaluation: Sequence[ArcTask],
         num_augmentations: int,
         seed: int,
+        first_task: int = 0,
     ) -> None:
         self.tasks = [*training, *evaluation]
+        self.first_task = first_task
         self.num_augmentations, self.seed = num_augmentations, seed
         self._check(len(training))
         pairs: list[tuple[int, ArcPair]] = []
@@ -123,8 +127,8 @@ class ArcDataset:
 
     @property
     def num_puzzle_identifiers(self) -> int:
-        """Rows of the puzzle table, with the blank one."""
-        return 1 + len(self.tasks) * (1 + self.num_augmentations)
+        """Rows of the puzzle table up to the last task, with the blank one."""
+        return 1 + (self.first_task + len(self.tasks)) * (1 + self.num_augmentations)
 
     @property
     def vocab_size(self) -> int:
@@ -193,7 +197,7 @@ class ArcDataset:
         return self._placed(self._test, tests, k, tests.new_zeros(len(tests), 2))
 
     def _identifiers(self, tasks: Tensor, k: Tensor) -> Tensor:
-        return 1 + tasks * (1 + self.num_augmentations) + k
+        return 1 + (self.first_task + tasks) * (1 + self.num_augmentations) + k
 
     def _visited(self, positions: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Map positions (B,) to training pairs and to the visits to tasks that they are part of.

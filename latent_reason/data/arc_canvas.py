@@ -76,6 +76,11 @@ def crop(tokens: Tensor | np.ndarray) -> Grid | None:
     return (canvas[:height, : width[height - 1]] - FIRST_COLOUR).astype(np.uint8)
 
 
+def draw(grid: Grid) -> str:
+    """Return a grid (height, width) as lines of digits."""
+    return "\n".join("".join(map(str, row)) for row in grid.tolist())
+
+
 def place(
     cells: Tensor, sizes: Tensor, dihedral: Tensor, colours: Tensor, offsets: Tensor
 ) -> Tensor:
@@ -118,4 +123,4 @@ class ArcCanvas(Puzzle):
         grid = crop(np.array(tokens))
         if grid is None:
             return "-"
-        return "\n".join("".join(map(str, row)) for row in grid.tolist())
+        return draw(grid)
