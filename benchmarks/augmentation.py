@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from latent_reason.puzzle_experiment import PuzzleRun
+from latent_reason.puzzles.experiment import PuzzleRun
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "train_puzzle.py"
 PRESETS = runpy.run_path(str(RECIPE))["PRESETS"]

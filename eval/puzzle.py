@@ -19,8 +19,8 @@ from accelerate import Accelerator
 from latent_reason.data.puzzle_files import read_puzzle_csv, subsample
 from latent_reason.data.puzzles import Puzzle, PuzzleDataset
 from latent_reason.errors import ConfigError, DataError
-from latent_reason.puzzle_evaluation import PuzzleEvaluator, Sweep
-from latent_reason.puzzle_folder import SavedPuzzleModel, load_puzzle_model
+from latent_reason.puzzles.evaluation import PuzzleEvaluator, Sweep
+from latent_reason.puzzles.folder import SavedPuzzleModel, load_puzzle_model
 from latent_reason.report import format_table
 from latent_reason.runs import Parser, check_world, environment, run_script, write_json
 

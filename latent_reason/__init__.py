@@ -14,14 +14,14 @@ _MODULES = {
     "HRMConfig": "config",
     "LatentReasoner": "latent_reasoner",
     "LatentReasonerConfig": "config",
-    "PuzzleModel": "puzzle_model",
+    "PuzzleModel": "puzzles.model",
     "PuzzleModelConfig": "config",
     "Reasoner": "reasoner",
     "ReasonerConfig": "config",
     "TRMConfig": "config",
     "embedded_base": "llm",
-    "load_puzzle_model": "puzzle_folder",
-    "solve": "solving",
+    "load_puzzle_model": "puzzles.folder",
+    "solve": "puzzles.solving",
 }
 __all__ = sorted(_MODULES)
 __version__ = "0.1.0"

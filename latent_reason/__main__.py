@@ -84,7 +84,7 @@ def _solve(options: argparse.Namespace) -> int:
         return _solve_arc(options)
     if options.votes is not None or options.task is not None:
         raise ConfigError("--votes and --task: expected with an ARC task only, a .json file")
-    from latent_reason.solving import REFINEMENT_STEPS, read_puzzle, solve
+    from latent_reason.puzzles.solving import REFINEMENT_STEPS, read_puzzle, solve
 
     start = time.perf_counter()
     steps = REFINEMENT_STEPS if options.refinement_steps is None else options.refinement_steps
@@ -101,7 +101,7 @@ def _solve(options: argparse.Namespace) -> int:
 
 
 def _solve_arc(options: argparse.Namespace) -> int:
-    from latent_reason.arc_solving import NUM_VOTES, REFINEMENT_STEPS, solve_arc
+    from latent_reason.puzzles.arc_solving import NUM_VOTES, REFINEMENT_STEPS, solve_arc
 
     if options.model is None:
         raise ConfigError(
@@ -118,7 +118,7 @@ def _solve_arc(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from latent_reason.published_weights import import_published
+    from latent_reason.puzzles.published_weights import import_published
 
     import_published(
         options.file,
@@ -134,7 +134,7 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from latent_reason.published_weights import export_published
+    from latent_reason.puzzles.published_weights import export_published
 
     export_published(options.model, options.output, options.weights)
     print(options.output)

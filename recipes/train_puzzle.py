@@ -18,7 +18,6 @@ import dataclasses
 import sys
 from typing import Any
 
-from latent_reason.arc_experiment import ArcRun, ArcRunConfig
 from latent_reason.config import (
     HaltConfig,
     HRMConfig,
@@ -26,7 +25,8 @@ from latent_reason.config import (
     ReasonerConfig,
     TrainConfig,
 )
-from latent_reason.puzzle_experiment import PuzzleRun, PuzzleRunConfig
+from latent_reason.puzzles.arc_experiment import ArcRun, ArcRunConfig
+from latent_reason.puzzles.experiment import PuzzleRun, PuzzleRunConfig
 from latent_reason.run_frame import parse
 from latent_reason.runs import run_script
 

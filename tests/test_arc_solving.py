@@ -14,14 +14,15 @@ from test_arc_experiment import CONFIG, EVALUATION, TRAINING, Oracle, broken, ma
 from test_main import run
 from torch import Tensor
 
-from latent_reason import arc_solving, run_frame
-from latent_reason.arc_experiment import ArcRun
-from latent_reason.arc_solving import ArcSolution, solve_arc
-from latent_reason.arc_table import ArcTable, read_table
+from latent_reason import run_frame
 from latent_reason.data.arc import ArcDataset
 from latent_reason.data.arc_files import ArcPair, ArcTask
 from latent_reason.errors import CheckpointError, ConfigError, DataError
-from latent_reason.puzzle_folder import save_puzzle_model
+from latent_reason.puzzles import arc_solving
+from latent_reason.puzzles.arc_experiment import ArcRun
+from latent_reason.puzzles.arc_solving import ArcSolution, solve_arc
+from latent_reason.puzzles.arc_table import ArcTable, read_table
+from latent_reason.puzzles.folder import save_puzzle_model
 
 pytestmark = pytest.mark.usefixtures("one_process")
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from latent_reason.arc_table import read_table
 from latent_reason.errors import CheckpointError
+from latent_reason.puzzles.arc_table import read_table
 
 NUM_ROWS = 1 + 7 * 5
 

@@ -11,11 +11,11 @@ import torch
 from arc_tasks import FOLDER, make_task, official
 from torch import Tensor
 
-from latent_reason.arc_voting import ArcVotes, evaluation_batches
 from latent_reason.data.arc import ArcDataset
 from latent_reason.data.arc_canvas import crop
 from latent_reason.data.arc_files import ArcPair, ArcTask, read_arc
 from latent_reason.errors import ConfigError, DataError
+from latent_reason.puzzles.arc_voting import ArcVotes, evaluation_batches
 
 EVALUATION = [make_task("c", 2, 2), make_task("d", 3, 1), make_task("e", 2, 3)]
 

@@ -14,7 +14,7 @@ from latent_reason.data.sudoku import Sudoku
 from latent_reason.errors import ConfigError
 from latent_reason.layers import Positions, Stack, SwiGLU, rms_norm
 from latent_reason.losses import answer_losses, exactly_right, halt_loss
-from latent_reason.puzzle_model import PuzzleModel
+from latent_reason.puzzles.model import PuzzleModel
 
 PUZZLE = Sudoku(2, 2)
 SMALL = ReasonerConfig(

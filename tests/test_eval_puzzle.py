@@ -19,8 +19,8 @@ from eval import puzzle as script
 from latent_reason.data.kinds import find_puzzle
 from latent_reason.data.puzzle_files import read_puzzle_csv, subsample
 from latent_reason.metrics import wilson_interval
-from latent_reason.puzzle_folder import save_puzzle_model
-from latent_reason.puzzle_model import PuzzleModel
+from latent_reason.puzzles.folder import save_puzzle_model
+from latent_reason.puzzles.model import PuzzleModel
 from latent_reason.results import load_results
 from latent_reason.runs import run_script
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from latent_reason.config import PuzzleModelConfig
 from latent_reason.halting import refill, should_halt
-from latent_reason.published_weights import from_published, original_config
-from latent_reason.puzzle_model import PuzzleModel
+from latent_reason.puzzles.model import PuzzleModel
+from latent_reason.puzzles.published_weights import from_published, original_config
 
 REPOSITORY = Path(__file__).parents[1]
 FOLDERS = [top / "shared/golden" for top in (REPOSITORY, REPOSITORY.parent)]

@@ -11,7 +11,7 @@ import torch
 from test_published_weights import assert_equal, make_weights, write_original
 
 from latent_reason.__main__ import main
-from latent_reason.puzzle_folder import load_puzzle_model
+from latent_reason.puzzles.folder import load_puzzle_model
 from latent_reason.runs import run_script
 
 

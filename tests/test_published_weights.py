@@ -20,9 +20,9 @@ from torch import Tensor
 from latent_reason.config import PuzzleModelConfig, ReasonerConfig
 from latent_reason.data.kinds import find_puzzle
 from latent_reason.errors import CheckpointError, ConfigError
-from latent_reason.published_weights import PREFIX, export_published, import_published
-from latent_reason.puzzle_folder import load_puzzle_model, save_puzzle_model
-from latent_reason.puzzle_model import PuzzleModel
+from latent_reason.puzzles.folder import load_puzzle_model, save_puzzle_model
+from latent_reason.puzzles.model import PuzzleModel
+from latent_reason.puzzles.published_weights import PREFIX, export_published, import_published
 
 ROWS = 3
 ARCH: dict[str, Any] = {

@@ -17,8 +17,8 @@ from latent_reason.config import PuzzleModelConfig, ReasonerConfig
 from latent_reason.data.puzzles import Puzzle, PuzzleDataset
 from latent_reason.data.sudoku import Sudoku
 from latent_reason.halting import Carry
-from latent_reason.puzzle_evaluation import PuzzleEvaluator, Sweep, refine, trace
-from latent_reason.puzzle_model import PuzzleModel
+from latent_reason.puzzles.evaluation import PuzzleEvaluator, Sweep, refine, trace
+from latent_reason.puzzles.model import PuzzleModel
 
 pytestmark = pytest.mark.usefixtures("one_process")
 PUZZLE = Sudoku(2, 2)

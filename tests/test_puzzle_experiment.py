@@ -23,10 +23,10 @@ from latent_reason.config import HaltConfig, PuzzleModelConfig, ReasonerConfig, 
 from latent_reason.data.kinds import find_puzzle
 from latent_reason.data.puzzles import Puzzle
 from latent_reason.errors import ConfigError, DataError
-from latent_reason.puzzle_evaluation import PuzzleEvaluator
-from latent_reason.puzzle_experiment import PuzzleRun, PuzzleRunConfig, load_splits
-from latent_reason.puzzle_folder import load_puzzle_model
-from latent_reason.puzzle_model import PuzzleModel
+from latent_reason.puzzles.evaluation import PuzzleEvaluator
+from latent_reason.puzzles.experiment import PuzzleRun, PuzzleRunConfig, load_splits
+from latent_reason.puzzles.folder import load_puzzle_model
+from latent_reason.puzzles.model import PuzzleModel
 from latent_reason.results import load_results
 from latent_reason.training import Trainer
 from recipes import train_puzzle as recipe

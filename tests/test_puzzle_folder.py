@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from latent_reason.config import PuzzleModelConfig, ReasonerConfig
 from latent_reason.data.kinds import find_puzzle
 from latent_reason.errors import CheckpointError
-from latent_reason.puzzle_folder import load_puzzle_model, save_puzzle_model
-from latent_reason.puzzle_model import PuzzleModel
+from latent_reason.puzzles.folder import load_puzzle_model, save_puzzle_model
+from latent_reason.puzzles.model import PuzzleModel
 
 NAME = "sudoku-4x4"
 SIZES: dict[str, Any] = {"hidden_size": 16, "num_heads": 2, "L_cycles": 2, "H_cycles": 1}

@@ -16,7 +16,7 @@ from latent_reason.data.maze import Maze
 from latent_reason.data.puzzles import Draws, Puzzle, Symmetry
 from latent_reason.data.sudoku import Sudoku
 from latent_reason.halting import Carry
-from latent_reason.puzzle_model import NEVER, PuzzleModel, PuzzleOutput
+from latent_reason.puzzles.model import NEVER, PuzzleModel, PuzzleOutput
 
 SMALL = ReasonerConfig(
     hidden_size=16,

@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from latent_reason import solving
 from latent_reason.__main__ import main
 from latent_reason.config import PuzzleModelConfig, ReasonerConfig
 from latent_reason.data.kinds import find_puzzle
 from latent_reason.data.puzzles import Puzzle
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.halting import Carry
-from latent_reason.puzzle_folder import SavedPuzzleModel, load_puzzle_model, save_puzzle_model
-from latent_reason.puzzle_model import PuzzleModel, PuzzleOutput
+from latent_reason.puzzles import solving
+from latent_reason.puzzles.folder import SavedPuzzleModel, load_puzzle_model, save_puzzle_model
+from latent_reason.puzzles.model import PuzzleModel, PuzzleOutput
+from latent_reason.puzzles.solving import puzzle_name_of, solve
 from latent_reason.runs import run_script
-from latent_reason.solving import puzzle_name_of, solve
 
 QUESTION = "3.2......3..24.1"
 ANSWER = "3124\n4213\n1342\n2431"

@@ -35,8 +35,8 @@ from latent_reason.data.text import TextDataset
 from latent_reason.evaluation import Evaluator
 from latent_reason.latent_reasoner import LatentReasoner
 from latent_reason.llm import FrozenLLM
-from latent_reason.puzzle_evaluation import PuzzleEvaluator
-from latent_reason.puzzle_model import PuzzleModel
+from latent_reason.puzzles.evaluation import PuzzleEvaluator
+from latent_reason.puzzles.model import PuzzleModel
 from latent_reason.training import Trainer
 
 NUM_SLOTS = 6

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from latent_reason.arc_table import ArcTable, read_table
-from latent_reason.arc_voting import ArcVotes, evaluation_batches
 from latent_reason.config import check
 from latent_reason.data.arc import ArcDataset
 from latent_reason.data.arc_canvas import ArcCanvas, draw
 from latent_reason.data.arc_files import ArcTask, read_arc
 from latent_reason.errors import ConfigError
 from latent_reason.model_folder import reading
-from latent_reason.puzzle_evaluation import refine
-from latent_reason.puzzle_folder import check_sizes, load_puzzle_model
+from latent_reason.puzzles.arc_table import ArcTable, read_table
+from latent_reason.puzzles.arc_voting import ArcVotes, evaluation_batches
+from latent_reason.puzzles.evaluation import refine
+from latent_reason.puzzles.folder import check_sizes, load_puzzle_model
 
 REFINEMENT_STEPS = 16
 NUM_VOTES = 10

@@ -207,10 +207,9 @@ class PuzzleModel(nn.Module):
         z_H, z_L = self.reasoner(x.repeat_interleave(chains, dim=0), z_H, z_L, where, cycles)
         logits = self.read_out(z_H, inputs.shape[1])
         q_halt_logits = self.judge(z_H)[0]
-        if labels is None:
-            scores = q_halt_logits
-        else:
-            repeated = labels.repeat_interleave(chains, dim=0)
+        repeated = None if labels is None else labels.repeat_interleave(chains, dim=0)
+        scores = q_halt_logits
+        if repeated is not None:
             scores = -answer_losses(logits, repeated, self.config.loss)
         best = scores.view(num, chains).argmax(dim=1)
         rows = best + chains * torch.arange(num, device=best.device)
@@ -219,7 +218,7 @@ class PuzzleModel(nn.Module):
         )
         won = q_halt_logits[rows]
         output = PuzzleOutput(logits[rows], won, won, after, won > 0)
-        if labels is not None:
+        if labels is not None and repeated is not None:
             output.correct = exactly_right(output.logits, labels)
             loss = self._loss(output.logits, labels, after.refinement_steps)
             output.loss = loss + 0.5 * halt_loss(q_halt_logits, exactly_right(logits, repeated))

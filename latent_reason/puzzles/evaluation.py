@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latent_reason.data.puzzles import PuzzleDataset
 from latent_reason.metrics import AccuracyCounter
-from latent_reason.puzzle_model import PuzzleModel, PuzzleOutput
+from latent_reason.puzzles.model import PuzzleModel, PuzzleOutput
 
 
 @dataclass

@@ -21,7 +21,7 @@ from latent_reason.data.kinds import find_puzzle
 from latent_reason.data.puzzles import Puzzle
 from latent_reason.errors import ConfigError
 from latent_reason.model_folder import read_config, reading, write_model_folder
-from latent_reason.puzzle_model import PuzzleModel
+from latent_reason.puzzles.model import PuzzleModel
 
 FORMAT = "latent_reason puzzle model 1"
 Weights = Literal["averaged", "raw"]

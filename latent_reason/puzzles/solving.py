@@ -15,11 +15,11 @@ from latent_reason.data.maze import PATH, Maze
 from latent_reason.data.puzzle_files import Solver
 from latent_reason.data.puzzles import Puzzle
 from latent_reason.errors import ConfigError, DataError
-from latent_reason.puzzle_evaluation import refine
-from latent_reason.puzzle_folder import SavedPuzzleModel, load_puzzle_model
-from latent_reason.puzzle_model import PuzzleModel
+from latent_reason.puzzles.evaluation import refine
+from latent_reason.puzzles.folder import SavedPuzzleModel, load_puzzle_model
+from latent_reason.puzzles.model import PuzzleModel
 
-CHECKPOINTS = Path(__file__).parent / "checkpoints"
+CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 """Trained models that come with the package, each in a folder named as its puzzle."""
 REFINEMENT_STEPS = 64
 MAX_CHARACTERS = 100_000

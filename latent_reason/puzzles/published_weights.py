@@ -14,8 +14,7 @@ from torch import Tensor
 from latent_reason.config import PuzzleModelConfig, ReasonerConfig, check
 from latent_reason.data.kinds import find_puzzle
 from latent_reason.errors import CheckpointError
-from latent_reason.published_files import DTYPES, read_original_config, read_weights
-from latent_reason.puzzle_folder import (
+from latent_reason.puzzles.folder import (
     SavedPuzzleModel,
     Weights,
     assemble,
@@ -26,6 +25,7 @@ from latent_reason.puzzle_folder import (
     save_puzzle_model,
     skeleton,
 )
+from latent_reason.puzzles.published_files import DTYPES, read_original_config, read_weights
 
 PREFIX = "_orig_mod.model.inner."
 """Before every name in the originals' checkpoints: torch.compile, the loss head, the model."""
@@ -156,7 +156,7 @@ def import_published(
 
     Args:
         source: what they saved, `step_N`, or a safetensors file with the same names.
-        folder: to write, see `puzzle_folder.py`.
+        folder: to write, see `folder.py`.
         config_file: YAML or JSON; all_config.yaml beside `source` if not given.
         puzzle_name: such as "sudoku-9x9", for `solve` and evaluation.
         num_cells: S, needed where neither the puzzle nor the weights tell it (rotary positions).

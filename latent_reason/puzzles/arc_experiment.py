@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from latent_reason.arc_table import write_table
-from latent_reason.arc_voting import ArcVotes, evaluation_batches
 from latent_reason.config import PuzzleModelConfig, check
 from latent_reason.data.arc import ArcDataset
 from latent_reason.data.arc_canvas import ArcCanvas
@@ -23,9 +21,11 @@ from latent_reason.data.puzzles import PAD, PuzzleDataset
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.losses import IGNORE_INDEX
 from latent_reason.metrics import wilson_interval
-from latent_reason.puzzle_evaluation import PuzzleEvaluator, refine
-from latent_reason.puzzle_experiment import PuzzleRun, PuzzleRunConfig
-from latent_reason.puzzle_model import PuzzleModel
+from latent_reason.puzzles.arc_table import write_table
+from latent_reason.puzzles.arc_voting import ArcVotes, evaluation_batches
+from latent_reason.puzzles.evaluation import PuzzleEvaluator, refine
+from latent_reason.puzzles.experiment import PuzzleRun, PuzzleRunConfig
+from latent_reason.puzzles.model import PuzzleModel
 from latent_reason.training import Trainer, use_bf16
 
 PASS_AT = (1, 2, 5, 10, 100, 1000)

@@ -16,9 +16,9 @@ from latent_reason.data.puzzle_files import read_puzzle_csv, subsample
 from latent_reason.data.puzzle_leaks import find_puzzle_leaks
 from latent_reason.data.puzzles import Puzzle, PuzzleDataset
 from latent_reason.errors import ConfigError, DataError
-from latent_reason.puzzle_evaluation import PuzzleEvaluator, trace
-from latent_reason.puzzle_folder import model_card, save_puzzle_model
-from latent_reason.puzzle_model import PuzzleModel
+from latent_reason.puzzles.evaluation import PuzzleEvaluator, trace
+from latent_reason.puzzles.folder import model_card, save_puzzle_model
+from latent_reason.puzzles.model import PuzzleModel
 from latent_reason.run_frame import RunFrame, Tracker, facts_of
 from latent_reason.runs import commit
 from latent_reason.training import Trainer, use_bf16
