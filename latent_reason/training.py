@@ -100,8 +100,8 @@ class Trainer:
         evaluate: called with the model holding averaged weights; returns `val/...` metrics, of
             which `val/exact_accuracy`, then `val/accuracy`, choose the best checkpoint.
         report: called on the main process with one line of progress.
-        options: called with (progress, most refinement steps now); returns further arguments of
-            the model.
+        options: called before each step with (progress, most refinement steps now); returns
+            further arguments of the model.
 
     Raises:
         ConfigError: if the batch size is no multiple of the number of processes.
@@ -188,6 +188,7 @@ class Trainer:
         """Refill halted slots, run one refinement step, update weights, decide who halts."""
         config, device, progress = self.config, self.accelerator.device, self.progress
         max_steps = config.halt.max_steps_at(progress)
+        options = self.options(progress, max_steps)
         position = self.carry.data["position"] + config.batch_size
         self.carry = refill(self.carry, {"position": position})
         batch = self.data.at(self.carry.data["position"], config.seed)
@@ -199,7 +200,7 @@ class Trainer:
 
         self.wrapped.train()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            output = self.forward(carry=self.carry, **batch, **self.options(progress, max_steps))
+            output = self.forward(carry=self.carry, **batch, **options)
         self.accelerator.backward(output.loss)
         self._update(output.loss)
 

@@ -40,7 +40,7 @@ SHRUNK = (
     "--model.reasoner.hidden-size 8 --model.reasoner.width-multiple 8 "
     "--model.reasoner.residual-init normal --train.max-steps 12 --train.batch-size 4 "
     "--train.warmup-steps 4 --train.log-every 4 --train.eval-every 6 --train.save-every 6 "
-    "--train.halt.halt-max-steps 3 --train.precision fp32"
+    "--train.halt.halt-max-steps 3 --train.precision fp32 --hints 0.8"
 ).split()
 
 
@@ -212,10 +212,11 @@ def test_the_trainer_tells_the_limit_and_evaluates_by_it(tmp_path: Path) -> None
         hidden_size=16, num_heads=2, width_multiple=8, mixer="groups", positions="none"
     )
     halt = HaltConfig(halt_max_steps=3)
-    run = make_run(tmp_path)
+    run = make_run(tmp_path, hints=0.8)
     train = TrainConfig(batch_size=4, halt=halt, cycles_curriculum=(0.0, 1.0))
     model, trainer = run.make_trainer(tmp_path, PuzzleModelConfig(reasoner=reasoner), train)
     assert trainer.options(0.5, 2) == {"max_steps": 2, "cycles": (2, 3)}
+    assert run.data["train"].hints == 0.4, "hints fall to none over the training"
     torch.nn.init.constant_(model.q_head.bias, 1e4)  # stops at once
     metrics = trainer.evaluate()
     sweep = run.evaluator("val").sweep(model, [1, 3])

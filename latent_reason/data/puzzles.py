@@ -182,7 +182,7 @@ class PuzzleDataset:
 
     Attributes:
         hints: share of the training examples in which some cells of the answer are given, a part
-            of them that is uniform from none to all: the way from easy to hard.
+            of them that is uniform from none to all; 0 at first.
     """
 
     def __init__(

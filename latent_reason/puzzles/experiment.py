@@ -46,7 +46,8 @@ class PuzzleRunConfig(JsonConfig):
     augment: bool = True
     """Draw a new symmetry of the puzzle for every training example."""
     hints: float = 0.0
-    """Share of training examples in which some cells of the answer are given, from none to all."""
+    """Share of training examples in which some cells of the answer are given, from none to all of
+    them. It falls to zero over the training: from easy to hard."""
     model: PuzzleModelConfig = field(default_factory=PuzzleModelConfig)
     """The network; vocab_size and num_cells are taken from the puzzle."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -138,10 +139,8 @@ class PuzzleRun(RunFrame):
             True,
             f"False: puzzles of {config.puzzle} have no blank cells",
         )
-        if isinstance(self.data["train"], PuzzleDataset):
-            self.data["train"].hints = config.hints
-            if config.train_data:
-                self.warn_of_leaks()
+        if isinstance(self.data["train"], PuzzleDataset) and config.train_data:
+            self.warn_of_leaks()
         sizes = ", ".join(f"{split} {len(data):,}" for split, data in self.data.items())
         self.say(f"puzzles of {config.puzzle}: {sizes}")
         for data in self.data.values():
@@ -192,6 +191,8 @@ class PuzzleRun(RunFrame):
             }
 
         def options(progress: float, max_steps: int) -> dict[str, Any]:
+            if self.config.hints:
+                self.data["train"].hints = self.config.hints * (1 - progress)
             return {"max_steps": max_steps, "cycles": train.cycles_at(progress, config.reasoner)}
 
         trainer = Trainer(
