@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from latent_reason.config import JsonConfig, LatentReasonerConfig, TrainConfig, check
+from latent_reason.config import LatentReasonerConfig, check
 from latent_reason.data.features import StateCache
 from latent_reason.data.hub import read_examples
 from latent_reason.data.jsonl import find_leaks
@@ -19,12 +19,12 @@ from latent_reason.data.text import TextDataset
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.evaluation import Evaluator
 from latent_reason.llm import FrozenLLM
-from latent_reason.run_frame import RunFrame, Tracker
+from latent_reason.run_frame import FrameConfig, RunFrame
 from latent_reason.training import use_bf16
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(JsonConfig):
+class RunConfig(FrameConfig):
     """Everything that defines a run; a preset is one of these."""
 
     base: str = "embedded"
@@ -38,35 +38,15 @@ class RunConfig(JsonConfig):
     """Held-out file or Hub data set (its test split); needed with train_data."""
     num_train: int = 20_000
     """Generated training examples."""
-    num_val: int = 256
-    """Examples for evaluation during training (the last ones of train_data, if given)."""
     num_test: int = 1000
     """Test examples."""
     model: LatentReasonerConfig = field(default_factory=LatentReasonerConfig)
     """Reader, reasoner, writer; num_slots 0 takes what the longest answer needs."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """How to train."""
-    refinement_steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    """Refinement steps to evaluate at; more than trained are worth a look."""
-    controls: bool = False
-    """Also train the same network in one pass, LoRA and pause slots for as long."""
-    output_dir: Path | None = None
-    """Run folder; runs/PRESET-TIME if not given."""
-    log_with: Tracker = "none"
-    """Tracker besides metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        for name, cls in (("model", LatentReasonerConfig), ("train", TrainConfig)):
-            if isinstance(getattr(self, name), dict):
-                object.__setattr__(self, name, cls.from_dict(getattr(self, name)))
-        for name in ("train_data", "test_data", "output_dir"):
-            if isinstance(getattr(self, name), str):
-                object.__setattr__(self, name, Path(getattr(self, name)))
-        object.__setattr__(self, "refinement_steps", tuple(self.refinement_steps))
-        for name in ("num_train", "num_val", "num_test"):
+        self.settle(LatentReasonerConfig, ("train_data", "test_data"))
+        for name in ("num_train", "num_test"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        steps = self.refinement_steps
-        check(bool(steps) and min(steps) >= 1, "refinement_steps", steps, "numbers from 1 up")
         if (self.train_data is None) != (self.test_data is None):
             raise ConfigError("train_data and test_data: got one, expected both or none")
 

@@ -8,15 +8,16 @@ import difflib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import broadcast, parse_flag_from_env
 
-from latent_reason.config import JsonConfig, TrainConfig
+from latent_reason.config import JsonConfig, TrainConfig, check
 from latent_reason.errors import CheckpointError, ConfigError
 from latent_reason.metrics import AccuracyCounter
 from latent_reason.report import format_table, write_report
@@ -27,19 +28,44 @@ from latent_reason.training import Trainer, local_batch_size
 Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 
 
-class FrameConfig(Protocol):
-    """What the configuration of every recipe has."""
+@dataclass(frozen=True, kw_only=True)
+class FrameConfig(JsonConfig):
+    """What the configuration of every recipe has; a recipe adds `model`, its data and its sizes."""
 
-    @property
-    def train(self) -> TrainConfig: ...  # noqa: D102
-    @property
-    def output_dir(self) -> Path | None: ...  # noqa: D102
-    @property
-    def log_with(self) -> Tracker: ...  # noqa: D102
-    def to_dict(self) -> dict[str, Any]: ...  # noqa: D102
+    num_val: int = 256
+    """Examples for evaluation during training: generated, or taken out of train_data."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """How to train."""
+    refinement_steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    """Refinement steps to evaluate at; more than trained are worth a look."""
+    controls: bool = False
+    """Also train the controls, for as long: the same network in one pass; for text also LoRA and
+    pause slots."""
+    output_dir: Path | None = None
+    """Run folder; runs/PRESET-TIME if not given."""
+    log_with: Tracker = "none"
+    """Tracker besides metrics.jsonl."""
+
+    def settle(self, model: type[JsonConfig], paths: Sequence[str] = ()) -> None:
+        """Turn what JSON has into what the fields hold, and check the fields above.
+
+        Args:
+            model: class of the field `model`.
+            paths: names of fields that hold a path or None, besides output_dir.
+        """
+        for name, cls in (("model", model), ("train", TrainConfig)):
+            if isinstance(getattr(self, name), dict):
+                object.__setattr__(self, name, cls.from_dict(getattr(self, name)))
+        for name in ("output_dir", *paths):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, Path(getattr(self, name)))
+        object.__setattr__(self, "refinement_steps", tuple(self.refinement_steps))
+        check(self.num_val >= 1, "num_val", self.num_val, "at least 1")
+        steps = self.refinement_steps
+        check(bool(steps) and min(steps) >= 1, "refinement_steps", steps, "numbers from 1 up")
 
 
-Config = TypeVar("Config", bound=JsonConfig)
+Config = TypeVar("Config", bound=FrameConfig)
 Presets = Mapping[str, tuple[str, Config]]
 
 
@@ -75,7 +101,7 @@ def parse(argv: Sequence[str], presets: Presets[Config], about: str) -> tuple[st
             raise CheckpointError(
                 f"{folder}: no run to resume ({error}); give a run folder with config.json"
             ) from error
-        return name, dataclasses.replace(config, output_dir=folder), True  # type: ignore[type-var]
+        return name, dataclasses.replace(config, output_dir=folder), True
     name = argv[0] if argv and not argv[0].startswith("-") else default
     if name not in presets:
         close = difflib.get_close_matches(name, presets, n=1)

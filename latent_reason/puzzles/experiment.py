@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from latent_reason.checkpoint import latest_checkpoint
-from latent_reason.config import HaltConfig, JsonConfig, PuzzleModelConfig, TrainConfig, check
+from latent_reason.config import HaltConfig, PuzzleModelConfig, TrainConfig, check
 from latent_reason.data.kinds import find_puzzle
 from latent_reason.data.puzzle_files import read_puzzle_csv, subsample
 from latent_reason.data.puzzle_leaks import find_puzzle_leaks
@@ -19,7 +19,7 @@ from latent_reason.errors import ConfigError, DataError
 from latent_reason.puzzles.evaluation import PuzzleEvaluator, trace
 from latent_reason.puzzles.folder import model_card, save_puzzle_model
 from latent_reason.puzzles.model import PuzzleModel
-from latent_reason.run_frame import RunFrame, Tracker, facts_of
+from latent_reason.run_frame import FrameConfig, RunFrame, facts_of
 from latent_reason.runs import commit
 from latent_reason.training import Trainer, use_bf16
 
@@ -28,7 +28,7 @@ NUM_SAMPLES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class PuzzleRunConfig(JsonConfig):
+class PuzzleRunConfig(FrameConfig):
     """Everything that defines a run; a preset is one of these."""
 
     puzzle: str = "sudoku-4x4"
@@ -39,8 +39,6 @@ class PuzzleRunConfig(JsonConfig):
     """Held-out file or Hub data set; needed with train_data."""
     num_train: int = 20_000
     """Puzzles to generate, or to draw from train_data (0: all of it)."""
-    num_val: int = 256
-    """Puzzles for evaluation during training: generated, or taken out of train_data."""
     num_test: int = 1000
     """Test puzzles: generated, or the first ones of test_data (0: all of it)."""
     augment: bool = True
@@ -50,31 +48,14 @@ class PuzzleRunConfig(JsonConfig):
     them. It falls to zero over the training: from easy to hard."""
     model: PuzzleModelConfig = field(default_factory=PuzzleModelConfig)
     """The network; vocab_size and num_cells are taken from the puzzle."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """How to train."""
-    refinement_steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    """Refinement steps to evaluate at; more than trained are worth a look."""
-    controls: bool = False
-    """Also train the same network in one pass for as long."""
-    output_dir: Path | None = None
-    """Run folder; runs/PRESET-TIME if not given."""
-    log_with: Tracker = "none"
-    """Tracker besides metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        for name, cls in (("model", PuzzleModelConfig), ("train", TrainConfig)):
-            if isinstance(getattr(self, name), dict):
-                object.__setattr__(self, name, cls.from_dict(getattr(self, name)))
-        if isinstance(self.output_dir, str):
-            object.__setattr__(self, "output_dir", Path(self.output_dir))
-        for name in ("train_data", "refinement_steps"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        self.settle(PuzzleModelConfig)
+        object.__setattr__(self, "train_data", tuple(self.train_data))
         least = 0 if self.train_data or self.puzzle == "arc" else 1
-        for name, low in (("num_train", least), ("num_test", least), ("num_val", 1)):
-            check(getattr(self, name) >= low, name, getattr(self, name), f"at least {low}")
+        for name in ("num_train", "num_test"):
+            check(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
         check(0 <= self.hints <= 1, "hints", self.hints, "a share from 0 to 1")
-        steps = self.refinement_steps
-        check(bool(steps) and min(steps) >= 1, "refinement_steps", steps, "numbers from 1 up")
         if bool(self.train_data) != (self.test_data is not None):
             raise ConfigError("train_data and test_data: got one, expected both or none")
 
