@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 import torch
 
-from latent_reason.config import HaltConfig, ReasonerConfig, TrainConfig
+from latent_reason.config import ReasonerConfig
 from latent_reason.controls import AnswerLM
 from latent_reason.evaluation import Evaluator, trace
 from latent_reason.experiment import Run
 from latent_reason.latent_reasoner import LatentReasoner
 from latent_reason.run_frame import facts_of
 from latent_reason.runs import commit
+from latent_reason.train_config import HaltConfig, TrainConfig
 from latent_reason.training import Trainer
 
 NUM_SAMPLES = 6

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from latent_reason.config import TrainConfig
+from latent_reason.train_config import TrainConfig
 
 BETA1 = 0.9
 ADAMW_EPS = 1e-5

@@ -17,12 +17,13 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import broadcast, parse_flag_from_env
 
-from latent_reason.config import JsonConfig, TrainConfig, check
+from latent_reason.config import JsonConfig, check
 from latent_reason.errors import CheckpointError, ConfigError
 from latent_reason.metrics import AccuracyCounter
 from latent_reason.report import format_table, write_report
 from latent_reason.run_lock import RunLock
 from latent_reason.runs import check_world, environment, peak_memory_gib, read_options, write_json
+from latent_reason.train_config import TrainConfig
 from latent_reason.training import Trainer, local_batch_size
 
 Tracker = Literal["none", "tensorboard", "wandb", "trackio"]

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from latent_reason.checkpoint import latest_checkpoint, rotate_checkpoints, save_checkpoint
-from latent_reason.config import TrainConfig
 from latent_reason.errors import CheckpointError, ConfigError, NonFiniteError
 from latent_reason.halting import Carry, minimum_steps, refill, should_halt
 from latent_reason.metrics import IGNORE_INDEX, MetricsLog
 from latent_reason.optim import load_optimizer_tensors, make_ema, make_optimizers, optimizer_tensors
 from latent_reason.runs import StopRequest
+from latent_reason.train_config import TrainConfig
 
 SUMS = ("train/loss", "train/exact_accuracy", "train/refinement_steps", "right", "labelled")
 

@@ -24,10 +24,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from latent_reason.config import HaltConfig, TrainConfig
 from latent_reason.controls import AnswerOutput, empty_carry
 from latent_reason.data import TASKS
 from latent_reason.halting import Carry
+from latent_reason.train_config import HaltConfig, TrainConfig
 from latent_reason.training import Trainer
 
 END = "<|end|>"

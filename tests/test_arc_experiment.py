@@ -20,7 +20,7 @@ from tiny_runs import assert_same_run, forked, last_checkpoint, on_two_processes
 from torch import Tensor, nn
 
 from latent_reason import run_frame
-from latent_reason.config import HaltConfig, PuzzleModelConfig, ReasonerConfig, TrainConfig
+from latent_reason.config import PuzzleModelConfig, ReasonerConfig
 from latent_reason.data.arc_canvas import VOCAB_SIZE
 from latent_reason.data.arc_files import ArcPair, ArcTask
 from latent_reason.errors import ConfigError, DataError
@@ -29,6 +29,7 @@ from latent_reason.puzzles.arc_experiment import ArcRun, ArcRunConfig, hold_out
 from latent_reason.puzzles.model import PuzzleOutput
 from latent_reason.results import load_results
 from latent_reason.runs import run_script
+from latent_reason.train_config import HaltConfig, TrainConfig
 from latent_reason.training import Trainer
 from recipes import train_puzzle as recipe
 

@@ -12,16 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latent_reason.config import (
-    HaltConfig,
     HRMConfig,
     JsonConfig,
     LatentReasonerConfig,
     PuzzleModelConfig,
     ReasonerConfig,
-    TrainConfig,
     TRMConfig,
 )
 from latent_reason.errors import ConfigError, UserError
+from latent_reason.train_config import HaltConfig, TrainConfig
 
 CONCAT_OF_MLP = {"reader": "concat", "reasoner": {"mixer": "mlp"}}
 ROPE_IN_GROUPS = {"reasoner": {"mixer": "groups", "positions": "rope"}}

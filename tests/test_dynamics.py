@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from latent_reason.config import PuzzleModelConfig, ReasonerConfig, TrainConfig
+from latent_reason.config import PuzzleModelConfig, ReasonerConfig
 from latent_reason.data.sudoku import Sudoku
 from latent_reason.errors import ConfigError
 from latent_reason.layers import Positions, Stack, SwiGLU, rms_norm
 from latent_reason.losses import answer_losses, exactly_right, halt_loss
 from latent_reason.puzzles.model import PuzzleModel
+from latent_reason.train_config import TrainConfig
 
 PUZZLE = Sudoku(2, 2)
 SMALL = ReasonerConfig(

@@ -6,10 +6,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from latent_reason.config import HaltConfig, LatentReasonerConfig, ReasonerConfig, TrainConfig
+from latent_reason.config import LatentReasonerConfig, ReasonerConfig
 from latent_reason.data.tasks import Example
 from latent_reason.data.text import TextDataset
 from latent_reason.latent_reasoner import LatentReasoner
+from latent_reason.train_config import HaltConfig, TrainConfig
 from latent_reason.training import Trainer
 
 pytestmark = pytest.mark.gpu

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "latent_reason"
 ROWS = (
     {"errors"},
     {"config", "layers", "losses", "model_folder"},
-    {"recursion", "halting"},
+    {"recursion", "halting", "train_config"},
     {"reasoner"},
     {"llm", "adapters"},
     {"core"},

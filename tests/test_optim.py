@@ -17,7 +17,6 @@ from tiny_runs import on_two_processes
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from latent_reason.config import TrainConfig
 from latent_reason.optim import (
     AdamATan2,
     SignSGD,
@@ -26,6 +25,7 @@ from latent_reason.optim import (
     make_optimizers,
     optimizer_tensors,
 )
+from latent_reason.train_config import TrainConfig
 
 CONFIG = TrainConfig(
     learning_rate=0.01,

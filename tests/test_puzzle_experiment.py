@@ -19,7 +19,7 @@ from tiny_recipes import Finished, assert_refused, at_step, become, no_report, r
 from tiny_runs import on_two_processes, read_lines
 from torch import Tensor
 
-from latent_reason.config import HaltConfig, PuzzleModelConfig, ReasonerConfig, TrainConfig
+from latent_reason.config import PuzzleModelConfig, ReasonerConfig
 from latent_reason.data.kinds import find_puzzle
 from latent_reason.data.puzzles import Puzzle
 from latent_reason.errors import ConfigError, DataError
@@ -28,6 +28,7 @@ from latent_reason.puzzles.experiment import PuzzleRun, PuzzleRunConfig, load_sp
 from latent_reason.puzzles.folder import load_puzzle_model
 from latent_reason.puzzles.model import PuzzleModel
 from latent_reason.results import load_results
+from latent_reason.train_config import HaltConfig, TrainConfig
 from latent_reason.training import Trainer
 from recipes import train_puzzle as recipe
 

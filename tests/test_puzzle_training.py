@@ -26,8 +26,8 @@ from tiny_runs import (
 )
 from torch import Tensor
 
-from latent_reason.config import HaltConfig
 from latent_reason.errors import NonFiniteError
+from latent_reason.train_config import HaltConfig
 from latent_reason.training import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_process")

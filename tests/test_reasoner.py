@@ -6,10 +6,10 @@ import pytest
 import torch
 from twin import KINDS, LENGTH, MASK, MIXERS, NUM, SIZE, make_config, make_states, where_of
 
-from latent_reason.config import TrainConfig
 from latent_reason.layers import rms_norm
 from latent_reason.optim import make_optimizers
 from latent_reason.reasoner import Reasoner
+from latent_reason.train_config import TrainConfig
 
 
 @pytest.mark.parametrize("mixer", MIXERS)

@@ -15,11 +15,12 @@ import pytest
 from tiny_runs import make_puzzle_trainer, on_two_processes
 
 from latent_reason import run_frame
-from latent_reason.config import HaltConfig, JsonConfig, TrainConfig, check
+from latent_reason.config import JsonConfig, check
 from latent_reason.errors import CheckpointError, ConfigError
 from latent_reason.metrics import AccuracyCounter
 from latent_reason.results import load_results
 from latent_reason.run_frame import RunFrame, Tracker, facts_of, parse, start_time
+from latent_reason.train_config import HaltConfig, TrainConfig
 
 pytestmark = pytest.mark.usefixtures("one_process")
 

@@ -34,11 +34,11 @@ from torch import Tensor
 
 from latent_reason import training
 from latent_reason.checkpoint import latest_checkpoint
-from latent_reason.config import HaltConfig, TrainConfig
 from latent_reason.data.order import data_order, rows_at
 from latent_reason.errors import CheckpointError, ConfigError, NonFiniteError
 from latent_reason.evaluation import Evaluator
 from latent_reason.llm import FrozenLLM
+from latent_reason.train_config import HaltConfig, TrainConfig
 from latent_reason.training import local_batch_size, use_bf16
 
 pytestmark = pytest.mark.usefixtures("one_process")

@@ -21,13 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from latent_reason.checkpoint import Checkpoint, latest_checkpoint
-from latent_reason.config import (
-    HaltConfig,
-    LatentReasonerConfig,
-    PuzzleModelConfig,
-    ReasonerConfig,
-    TrainConfig,
-)
+from latent_reason.config import LatentReasonerConfig, PuzzleModelConfig, ReasonerConfig
 from latent_reason.data import Example
 from latent_reason.data.puzzles import PuzzleDataset
 from latent_reason.data.sudoku import Sudoku
@@ -37,6 +31,7 @@ from latent_reason.latent_reasoner import LatentReasoner
 from latent_reason.llm import FrozenLLM
 from latent_reason.puzzles.evaluation import PuzzleEvaluator
 from latent_reason.puzzles.model import PuzzleModel
+from latent_reason.train_config import HaltConfig, TrainConfig
 from latent_reason.training import Trainer
 
 NUM_SLOTS = 6

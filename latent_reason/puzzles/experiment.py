@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from latent_reason.checkpoint import latest_checkpoint
-from latent_reason.config import HaltConfig, PuzzleModelConfig, TrainConfig, check
+from latent_reason.config import PuzzleModelConfig, check
 from latent_reason.data.kinds import find_puzzle
 from latent_reason.data.puzzle_files import read_puzzle_csv, subsample
 from latent_reason.data.puzzle_leaks import find_puzzle_leaks
@@ -21,6 +21,7 @@ from latent_reason.puzzles.folder import model_card, save_puzzle_model
 from latent_reason.puzzles.model import PuzzleModel
 from latent_reason.run_frame import FrameConfig, RunFrame, facts_of
 from latent_reason.runs import commit
+from latent_reason.train_config import HaltConfig, TrainConfig
 from latent_reason.training import Trainer, use_bf16
 
 NUM_SAMPLES = 4
