@@ -39,7 +39,7 @@ def equivariant(
         width_multiple=32,
         L_layers=1,
         L_cycles=1,
-        H_cycles=1,
+        H_cycles=3,
     )
     model = PuzzleModelConfig(reasoner=reasoner, symbol_states=symbols)
     # What is built in need not be learnt from augmented examples.
@@ -49,7 +49,13 @@ def equivariant(
 def small(max_steps: int, **changes: Any) -> TrainConfig:
     """Return how the CPU presets train."""
     halt = HaltConfig(halt_max_steps=16, halt_exploration_prob=0.5, curriculum=(0.1, 0.4))
-    train = TrainConfig(max_steps=max_steps, halt=halt, eval_every=250, save_every=250)
+    train = TrainConfig(
+        max_steps=max_steps,
+        halt=halt,
+        cycles_curriculum=(0.0, 0.6),
+        eval_every=max_steps // 4,
+        save_every=max_steps // 4,
+    )
     return dataclasses.replace(train, **changes)
 
 
@@ -65,13 +71,14 @@ def mazes(side: int, max_steps: int) -> PuzzleRunConfig:
 
 def overnight(max_steps: int) -> TrainConfig:
     """Return a long training on CPU; compiling and bf16 (AMX) pay at this size."""
-    halt = HaltConfig(halt_max_steps=16, halt_exploration_prob=0.5, curriculum=(0.01, 0.08))
+    halt = HaltConfig(halt_max_steps=16, halt_exploration_prob=0.5, curriculum=(0.01, 0.05))
     return TrainConfig(
         max_steps=max_steps,
         batch_size=32,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         cooldown=0.6,
         halt=halt,
+        cycles_curriculum=(0.0, 0.3),
         ema_decay=0.999,
         precision="bf16",
         compile=True,
@@ -196,15 +203,15 @@ def arc_smoke() -> ArcRunConfig:
 PRESETS: dict[str, tuple[str, PuzzleRunConfig]] = {
     "sudoku-4x4": (
         "4x4 Sudoku: a minute on a CPU core",
-        equivariant("sudoku-4x4", 32, small(800), num_train=2000),
+        equivariant("sudoku-4x4", 32, small(400), num_train=2000),
     ),
     "sudoku-6x6": (
         "6x6 Sudoku: minutes on a CPU core",
-        equivariant("sudoku-6x6", 32, small(2000), num_train=5000),
+        equivariant("sudoku-6x6", 32, small(600), num_train=5000),
     ),
     "sudoku-hard": (
         "hard 9x9 Sudoku from your files: a night on two CPU cores",
-        equivariant("sudoku-9x9", 64, overnight(60_000), hints=0.5),
+        equivariant("sudoku-9x9", 64, overnight(30_000), hints=1.0),
     ),
     "perfect-maze-11x11": ("11x11 mazes without loops: minutes on a CPU core", mazes(11, 3000)),
     "perfect-maze-15x15": ("15x15 mazes without loops; not run yet", mazes(15, 6000)),
