@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -77,6 +78,10 @@ RUNS: dict[str, dict[str, Any]] = {
     **{name: {"optimizer": name} for name in OPTIMIZERS},
     "hrm": {"model_config": AS_HRM, "optimizer": "adam_atan2", "grad_clip": None},
     "groups": {"model_config": GROUPS, "optimizer": "muon"},
+    "chains": {"model_config": replace(GROUPS, num_chains=3)},
+    "equilibrium": {
+        "model_config": replace(GROUPS, reasoner=replace(GROUPS.reasoner, equilibrium=True))
+    },
 }
 
 
@@ -346,3 +351,13 @@ def test_a_tiny_model_memorises_eight_puzzles(tmp_path: Path, optimizer: Any) ->
     assert lines[-1]["train/accuracy"] >= lines[-1]["train/exact_accuracy"]
     assert lines[-1]["train/loss"] < 0.1 * lines[0]["train/loss"]
     assert lines[-1]["train/refinement_steps"] < 1.5, "the halting head has not learned to stop"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_is_the_same_up_to_rounding(tmp_path: Path) -> None:
+    for compiled in (False, True):
+        folder = tmp_path / str(compiled)
+        run = {"model_config": GROUPS, "max_steps": 6, "compile": compiled}
+        assert make_puzzle_trainer(folder, **run).run() == 0
+    assert_nearly_same_run(tmp_path / "True", tmp_path / "False", tolerance=1e-5)
