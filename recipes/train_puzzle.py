@@ -60,12 +60,16 @@ def small(max_steps: int, **changes: Any) -> TrainConfig:
 
 
 def mazes(side: int, max_steps: int) -> PuzzleRunConfig:
-    """Return square mazes with one route only; a limit that grows faster loses what was learnt."""
+    """Return square mazes with one route only.
+
+    A limit of refinement steps that grows faster, or H cycles without gradient, loses the rule
+    that is learnt: one more dead end filled in each update.
+    """
     halt = HaltConfig(halt_max_steps=8, halt_exploration_prob=0.5, curriculum=(0.1, 0.9))
-    train = small(max_steps, batch_size=32, learning_rate=1e-3, halt=halt)
+    train = small(max_steps, batch_size=32, learning_rate=1e-3, halt=halt, cycles_curriculum=None)
     name = f"perfect-maze-{side}x{side}"
     config = equivariant(name, 32, train, symbols=False, num_train=5000)
-    reasoner = dataclasses.replace(config.model.reasoner, L_cycles=2)
+    reasoner = dataclasses.replace(config.model.reasoner, L_cycles=2, H_cycles=1)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, reasoner=reasoner))
 
 
