@@ -93,8 +93,6 @@ class ReasonerConfig(JsonConfig):
     and learns from the first steps; normal: as the originals."""
     norm_swiglu: bool = False
     """Normalise within SwiGLU, as SIC (arXiv 2601.19085)."""
-    equilibrium: bool = False
-    """Random initial states and a damped update, as EqR (arXiv 2605.21488)."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
     norm_eps: float = 1e-5
@@ -214,8 +212,6 @@ class PuzzleModelConfig(JsonConfig):
     """How logits become probabilities."""
     q_continue: bool = False
     """Learn to halt by Q-learning with a second output for going on, as HRM."""
-    loss_decay: float = 1.0
-    """The answer loss after refinement step t counts loss_decay ** (t - 1); CGAR has 0.7."""
     num_chains: int = 1
     """Latent chains per puzzle. The best trains (winner takes all, SIC) and the halting head
     chooses in use; memory and time grow with their number."""
@@ -226,7 +222,6 @@ class PuzzleModelConfig(JsonConfig):
         self.check_types()
         for name, least in (("vocab_size", 2), ("num_cells", 1), ("num_puzzles", 1)):
             check(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
-        check(0 < self.loss_decay <= 2, "loss_decay", self.loss_decay, "above 0 and at most 2")
         check(self.num_chains >= 1, "num_chains", self.num_chains, "at least 1")
         check(
             self.num_chains == 1 or not self.q_continue,

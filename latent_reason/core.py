@@ -74,7 +74,7 @@ class LatentCore(nn.Module):
         Returns:
             Written vectors (B, K, E), q_halt_logits (B,), the detached carry.
         """
-        carry = reset_halted(carry, *self.reasoner.fresh_states(carry.z_H))
+        carry = reset_halted(carry, self.reasoner.H_init, self.reasoner.L_init)
         x, where = self.reader(states, attention_mask)
         z_H, z_L = self.reasoner(x, carry.z_H, carry.z_L, where)
         answer = z_H[:, -self.config.num_slots :]

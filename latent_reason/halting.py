@@ -52,7 +52,7 @@ def reset_halted(carry: Carry, z_H: Tensor, z_L: Tensor) -> Carry:
 
     Args:
         carry: of B slots.
-        z_H: initial states, (D,) or (B, S, D).
+        z_H: initial states, (D,) or (S, D).
         z_L: likewise.
     """
     fresh = carry.halted[:, None, None]

@@ -14,9 +14,6 @@ from torch import Tensor, nn
 
 from latent_reason.config import ReasonerConfig
 
-EQUILIBRIUM_DAMPING = 0.05
-"""Share of the old state in a new one, with `equilibrium`."""
-
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
     """Divide (..., D) by its root mean square over D; computed in fp32, returned in x's dtype."""
@@ -269,11 +266,10 @@ class Stack(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Block(config, num_positions) for _ in range(num_layers))
-        self.damping = EQUILIBRIUM_DAMPING if config.equilibrium else 0.0
 
     def forward(self, state: Tensor, injection: Tensor, where: Positions) -> Tensor:
         """Return the new state (B, S, D); the arguments are not modified."""
         x = state + injection
         for block in self.layers:
             x = block(x, where)
-        return torch.lerp(x, state, self.damping) if self.damping else x
+        return x

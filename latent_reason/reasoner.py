@@ -53,12 +53,6 @@ class Reasoner(nn.Module):
             self.L_init.expand(num, length, -1),
         )
 
-    def fresh_states(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return z_H and z_L for examples that start: broadcast to `like` (B, S, D), or drawn."""
-        if self.config.equilibrium:
-            return torch.randn_like(like), torch.randn_like(like)
-        return self.H_init, self.L_init
-
     def forward(
         self,
         x: Tensor,

@@ -79,9 +79,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "hrm": {"model_config": AS_HRM, "optimizer": "adam_atan2", "grad_clip": None},
     "groups": {"model_config": GROUPS, "optimizer": "muon"},
     "chains": {"model_config": replace(GROUPS, num_chains=3)},
-    "equilibrium": {
-        "model_config": replace(GROUPS, reasoner=replace(GROUPS.reasoner, equilibrium=True))
-    },
 }
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from latent_reason.config import PuzzleModelConfig
 from latent_reason.halting import Carry, reset_halted
 from latent_reason.layers import Positions, init_linear
-from latent_reason.losses import answer_losses, exactly_right, halt_loss
+from latent_reason.losses import answer_loss, answer_losses, exactly_right, halt_loss
 from latent_reason.reasoner import Reasoner
 
 NEVER = -1e4
@@ -144,7 +144,7 @@ class PuzzleModel(nn.Module):
         """
         if self.config.num_chains > 1:
             return self._race(carry, inputs, labels, puzzle_identifiers, cycles)
-        carry = reset_halted(carry, *self.reasoner.fresh_states(carry.z_H))
+        carry = reset_halted(carry, self.reasoner.H_init, self.reasoner.L_init)
         x = self.embed(inputs, puzzle_identifiers)
         where = self._where(x)
         z_H, z_L = self.reasoner(x, carry.z_H, carry.z_L, where, cycles)
@@ -155,7 +155,7 @@ class PuzzleModel(nn.Module):
         output = PuzzleOutput(logits, q_halt_logits, q_continue_logits, carry, stop)
         if labels is not None:
             output.correct = exactly_right(output.logits, labels)
-            loss = self._loss(output.logits, labels, carry.refinement_steps)
+            loss = answer_loss(output.logits, labels, self.config.loss)
             loss = loss + 0.5 * halt_loss(q_halt_logits, output.correct)
             if self.config.q_continue and self.training:
                 assert max_steps is not None, "max_steps"
@@ -174,13 +174,6 @@ class PuzzleModel(nn.Module):
         ids = torch.arange(x.shape[1], device=x.device)[None]
         return Positions(self.config.reasoner, ids, groups=self.groups)
 
-    def _loss(self, logits: Tensor, labels: Tensor, refinement_steps: Tensor) -> Tensor:
-        """Return the answer loss after so many refinement steps (B,), weighted by their number."""
-        losses = answer_losses(logits, labels, self.config.loss)
-        if self.config.loss_decay != 1:
-            losses = losses * self.config.loss_decay ** (refinement_steps - 1)
-        return losses.mean()
-
     def _race(
         self,
         carry: Carry,
@@ -196,11 +189,9 @@ class PuzzleModel(nn.Module):
         starts from a z_L of its own: L_init, turned around.
         """
         num, chains = len(inputs), self.config.num_chains
-        fresh_H, fresh_L = self.reasoner.fresh_states(carry.z_H)
-        if fresh_L.ndim == 1:
-            own = torch.stack([fresh_L.roll(chain) for chain in range(chains)])
-            fresh_L = own.repeat_interleave(carry.z_L.shape[1] // chains, dim=0)
-        carry = reset_halted(carry, fresh_H, fresh_L)
+        own = torch.stack([self.reasoner.L_init.roll(chain) for chain in range(chains)])
+        own = own.repeat_interleave(carry.z_L.shape[1] // chains, dim=0)
+        carry = reset_halted(carry, self.reasoner.H_init, own)
         x = self.embed(inputs, puzzle_identifiers)
         where = self._where(x)
         z_H, z_L = (z.reshape(num * chains, *x.shape[1:]) for z in (carry.z_H, carry.z_L))
@@ -220,7 +211,7 @@ class PuzzleModel(nn.Module):
         output = PuzzleOutput(logits[rows], won, won, after, won > 0)
         if labels is not None and repeated is not None:
             output.correct = exactly_right(output.logits, labels)
-            loss = self._loss(output.logits, labels, after.refinement_steps)
+            loss = answer_loss(output.logits, labels, self.config.loss)
             output.loss = loss + 0.5 * halt_loss(q_halt_logits, exactly_right(logits, repeated))
         return output
 
