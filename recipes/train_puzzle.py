@@ -63,10 +63,18 @@ def mazes(side: int, max_steps: int) -> PuzzleRunConfig:
     """Return square mazes with one route only.
 
     A limit of refinement steps that grows faster, or H cycles without gradient, loses the rule
-    that is learnt: one more dead end filled in each update.
+    that is learnt: one more cell of a dead end is filled in each update.
     """
-    halt = HaltConfig(halt_max_steps=8, halt_exploration_prob=0.5, curriculum=(0.1, 0.9))
-    train = small(max_steps, batch_size=32, learning_rate=1e-3, halt=halt, cycles_curriculum=None)
+    halt = HaltConfig(halt_max_steps=16, halt_exploration_prob=0.5, curriculum=(0.05, 0.85))
+    train = small(
+        max_steps,
+        batch_size=32,
+        learning_rate=1e-3,
+        cooldown=0.4,
+        ema_decay=0.999,
+        halt=halt,
+        cycles_curriculum=None,
+    )
     name = f"perfect-maze-{side}x{side}"
     config = equivariant(name, 32, train, symbols=False, num_train=5000)
     reasoner = dataclasses.replace(config.model.reasoner, L_cycles=2, H_cycles=1)
@@ -248,8 +256,8 @@ PRESETS: dict[str, tuple[str, PuzzleRunConfig]] = {
         "hard 9x9 Sudoku from your files: a night on two CPU cores",
         equivariant("sudoku-9x9", 64, overnight(30_000), hints=1.0),
     ),
-    "perfect-maze-11x11": ("11x11 mazes without loops: minutes on a CPU core", mazes(11, 3000)),
-    "perfect-maze-15x15": ("15x15 mazes without loops; not run yet", mazes(15, 6000)),
+    "perfect-maze-11x11": ("11x11 mazes without loops: minutes on a CPU core", mazes(11, 4500)),
+    "perfect-maze-15x15": ("15x15 mazes without loops; not run yet", mazes(15, 9000)),
     "sudoku-extreme-trm-mlp": (
         "TRM-MLP on Sudoku-Extreme as published; not run yet",
         extreme(
