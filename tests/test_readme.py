@@ -59,9 +59,10 @@ def test_links_and_paths_exist():
 
 
 def test_solve_commands_give_valid_solutions(tmp_path):
-    lines = re.findall(r"^python -m latent_reason solve (.*?)(?: +#.*)?$", README, re.MULTILINE)
-    assert len(lines) == 3
-    for line in lines:
-        done = run([sys.executable, "-m", "latent_reason", "solve", *shlex.split(line)], tmp_path)
+    puzzles = re.findall(r"^python -m latent_reason solve ('[^']*'|\S+)", README, re.MULTILINE)
+    assert len(puzzles) == 3
+    for puzzle in puzzles:
+        words = ["-m", "latent_reason", "solve", puzzle.strip("'")]
+        done = run([sys.executable, *words], tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
         assert "valid solution" in done.stdout
