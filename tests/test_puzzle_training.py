@@ -146,7 +146,10 @@ def test_two_processes_do_what_one_does(tmp_path: Path, run: dict[str, Any]) -> 
     start.run()
     on_two_processes(train_on_two, tmp_path / "two", run)
     assert {path.name for path in (tmp_path / "two").glob("ran-*")} == {"ran-0", "ran-1"}
-    assert_nearly_same_run(tmp_path / "two", tmp_path / "one", tolerance=1e-6)
+    # Muon orthogonalises in bf16: a rounding of a gradient comes out as up to 2**-8 of a step of
+    # 0.02, five times here. Other optimizers keep roundings as small as they are.
+    tolerance = 5 * 0.02 * 2**-8 if run.get("optimizer") == "muon" else 1e-6
+    assert_nearly_same_run(tmp_path / "two", tmp_path / "one", tolerance)
     after = last_checkpoint(tmp_path / "two").tensors["model"]
     for name, value in before.items():
         assert (after[name] - value).abs().max() > 1e-3, f"{name} has not been trained"
