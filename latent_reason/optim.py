@@ -15,9 +15,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from latent_reason.train_config import TrainConfig
 
 BETA1 = 0.9
-ADAMW_EPS = 1e-5
-"""Where a gradient is rounding noise (slots that are still alike), the usual 1e-8 turns the noise
-into whole steps, and two processes soon differ from one by more than rounding."""
 HEADS = ("lm_head", "q_head")
 """Names of the linear layers that read an answer out; Muon is for the layers before them."""
 
@@ -196,7 +193,7 @@ def make_optimizers(module: nn.Module, config: TrainConfig) -> list[Optimizer]:
         if config.optimizer == "adam_atan2":
             optimizers.append(AdamATan2(groups, betas=betas))
         else:
-            optimizers.append(torch.optim.AdamW(groups, betas=betas, eps=ADAMW_EPS))
+            optimizers.append(torch.optim.AdamW(groups, betas=betas, eps=config.adamw_eps))
     rate = config.muon_learning_rate
     if groups := _groups([p for p in trainable if p in hidden], rate, decay * lr / rate):
         optimizers.append(torch.optim.Muon(groups, adjust_lr_fn="original"))

@@ -75,6 +75,9 @@ class TrainConfig(JsonConfig):
     """Decoupled weight decay of matrices."""
     beta2: float = 0.95
     """Decay of the second moment; that of the first is 0.9."""
+    adamw_eps: float = 1e-8
+    """Epsilon of AdamW. Where a gradient is rounding noise (slots that are still alike), a small
+    one turns the noise into whole steps: two processes then differ from one. See RESULTS.md."""
     muon_learning_rate: float = 0.02
     """Peak learning rate of Muon; read for optimizer muon only."""
     puzzle_learning_rate: float = 0.01
@@ -128,6 +131,7 @@ class TrainConfig(JsonConfig):
         for name in ("learning_rate", "muon_learning_rate", "puzzle_learning_rate"):
             rate = getattr(self, name)
             check(0 < rate <= 0.1, name, rate, "above 0 and at most 0.1")
+        check(0 < self.adamw_eps <= 1, "adamw_eps", self.adamw_eps, "above 0 and at most 1")
         check(0 < self.beta2 < 1, "beta2", self.beta2, "between 0 and 1")
         clip = self.grad_clip
         check(clip is None or clip > 0, "grad_clip", clip, "None or above 0")

@@ -53,6 +53,7 @@ def small(max_steps: int, **changes: Any) -> TrainConfig:
         max_steps=max_steps,
         halt=halt,
         cycles_curriculum=(0.0, 0.6),
+        adamw_eps=1e-5,
         eval_every=max_steps // 4,
         save_every=max_steps // 4,
     )
@@ -91,6 +92,7 @@ def overnight(max_steps: int) -> TrainConfig:
         cooldown=0.6,
         halt=halt,
         cycles_curriculum=(0.0, 0.3),
+        adamw_eps=1e-5,
         ema_decay=0.999,
         precision="bf16",
         compile=True,
