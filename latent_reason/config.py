@@ -212,6 +212,9 @@ class PuzzleModelConfig(JsonConfig):
     """How logits become probabilities."""
     q_continue: bool = False
     """Learn to halt by Q-learning with a second output for going on, as HRM."""
+    halt_confidence: float = 0.5
+    """The halting head stops above this probability of being right; without q_continue. The recipe
+    chooses it on the validation split when the training is over."""
     num_chains: int = 1
     """Latent chains per puzzle. The best trains (winner takes all, SIC) and the halting head
     chooses in use; memory and time grow with their number."""
@@ -222,6 +225,8 @@ class PuzzleModelConfig(JsonConfig):
         self.check_types()
         for name, least in (("vocab_size", 2), ("num_cells", 1), ("num_puzzles", 1)):
             check(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
+        confidence = self.halt_confidence
+        check(0 < confidence < 1, "halt_confidence", confidence, "between 0 and 1")
         check(self.num_chains >= 1, "num_chains", self.num_chains, "at least 1")
         check(
             self.num_chains == 1 or not self.q_continue,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from latent_reason.config import PuzzleModelConfig, ReasonerConfig
 from latent_reason.data.puzzles import Puzzle, PuzzleDataset
 from latent_reason.data.sudoku import Sudoku
 from latent_reason.halting import Carry
-from latent_reason.puzzles.evaluation import PuzzleEvaluator, Sweep, refine, trace
+from latent_reason.puzzles.evaluation import CONFIDENCES, PuzzleEvaluator, Sweep, refine, trace
 from latent_reason.puzzles.model import PuzzleModel
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -127,6 +128,23 @@ def test_halting_at_once_and_never(model: PuzzleModel, data: PuzzleDataset) -> N
         sweep = evaluator(data).sweep(model, [1, 4])
         assert sweep.mean_steps == steps
         assert sweep.halted.counts() == sweep.at[steps].counts()
+
+
+@pytest.mark.parametrize("shift", [-6.0, -1.0, 0.0, 2.0, 6.0])
+def test_the_confidence_is_the_lowest_that_costs_nothing(model: PuzzleModel, shift: float) -> None:
+    questions, _ = PUZZLE.generate(NUM_ROWS, seed=0)
+    data = PuzzleDataset(PUZZLE, questions, answers_after(model, questions, MAX_STEPS))
+    with torch.no_grad():
+        model.q_head.bias[0] += shift
+
+    def right_at(confidence: float) -> int:
+        config = dataclasses.replace(model.config, q_continue=False, halt_confidence=confidence)
+        model.config = config
+        return evaluator(data).sweep(model, [MAX_STEPS]).halted.num_exact
+
+    good = [confidence for confidence in CONFIDENCES if right_at(confidence) == NUM_ROWS]
+    chosen = evaluator(data, batch_size=5).choose_confidence(model, MAX_STEPS)
+    assert chosen == (good[0] if good else CONFIDENCES[-1])
 
 
 def test_batches_do_not_change_the_counts(model: PuzzleModel, data: PuzzleDataset) -> None:

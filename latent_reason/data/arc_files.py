@@ -66,14 +66,14 @@ def read_arc(path: Path) -> list[ArcTask]:
         raise DataError(f"{path}: holds solutions only; give the {_CHALLENGES} file beside it")
     content = _load(path)
     if _is_task(content):
-        return [_to_task(path, _stem(path), content)]
+        return [to_task(path, _stem(path), content)]
     if not content:
         raise DataError(f"{path}: holds no task; give a file with at least one")
     solutions_path = _find_solutions(path)
     solutions = {} if solutions_path is None else _load(solutions_path)
     tasks = []
     for name, value in content.items():
-        task = _to_task(path, name, value)
+        task = to_task(path, name, value)
         if solutions_path is not None:
             task = _with_solutions(solutions_path, task, solutions.pop(name, None))
         tasks.append(task)
@@ -102,7 +102,7 @@ def _read_folder(path: Path) -> list[ArcTask]:
             )
         if _stem(file) in tasks:
             raise DataError(f"{file}: task {_stem(file)!r} is there twice; remove one")
-        tasks[_stem(file)] = _to_task(file, _stem(file), content)
+        tasks[_stem(file)] = to_task(file, _stem(file), content)
     return list(tasks.values())
 
 
@@ -161,7 +161,12 @@ def _is_task(content: dict[str, Any]) -> bool:
     return any(isinstance(content.get(key), list) for key in ("train", "test"))
 
 
-def _to_task(path: Path, name: str, value: Any) -> ArcTask:
+def to_task(path: Path, name: str, value: Any) -> ArcTask:
+    """Check {"train": pairs, "test": pairs} and return it as a task.
+
+    Raises:
+        DataError: starting with `path`.
+    """
     if not name.isprintable() or not 0 < len(name) <= MAX_NAME_LENGTH:
         raise DataError(
             f"{path}: task {shown(name)}: a name has 1 to {MAX_NAME_LENGTH} printable "

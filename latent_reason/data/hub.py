@@ -1,12 +1,29 @@
-"""Examples from a JSONL file or, with the same columns, from a data set of the Hugging Face Hub."""
+"""Data sets of the Hugging Face Hub, and examples from one of them or from a JSONL file."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from latent_reason.data.jsonl import read_jsonl, to_example
 from latent_reason.data.tasks import Example
 from latent_reason.errors import DataError
+
+
+def load_split(name: str, split: str, hint: str) -> Any:
+    """Return one split of a Hub data set, or of a folder of data files, as a `datasets.Dataset`.
+
+    Raises:
+        DataError: there is none; it ends with `hint`, what to give instead.
+    """
+    from datasets import load_dataset  # slow to import, and only needed here
+    from datasets.exceptions import DatasetsError
+
+    try:
+        return load_dataset(name, split=split)
+    except (DatasetsError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"{name}: no data set with split {split!r} ({reason}); {hint}") from error
 
 
 def read_examples(source: Path, split: str) -> list[Example]:
@@ -22,16 +39,8 @@ def read_examples(source: Path, split: str) -> list[Example]:
     """
     if source.suffix == ".jsonl" or source.is_file():
         return read_jsonl(source)
-    from datasets import load_dataset  # slow to import, and only needed here
-
-    try:
-        rows = load_dataset(str(source), split=split)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(
-            f"{source}: no data set with split {split!r} ({reason}); "
-            "give a .jsonl file, a folder of data files or a Hub name"
-        ) from error
+    hint = "give a .jsonl file, a folder of data files or a Hub name"
+    rows = load_split(str(source), split, hint)
     examples = []
     for number, row in enumerate(rows, start=1):
         try:

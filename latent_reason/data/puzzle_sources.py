@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from latent_reason.data.hub import load_split
 from latent_reason.data.puzzles import PAD, Puzzle
 from latent_reason.errors import ConfigError, DataError
 
@@ -73,9 +74,7 @@ def open_source(path: Path, puzzle: Puzzle, split: str) -> tuple[Rows, Iterator[
 
 def _open_hub(path: Path, puzzle: Puzzle, split: str) -> tuple[Rows, Iterator[Grids]]:
     """Return the rows of a Hub data set, or of a folder of another kind of data files."""
-    from datasets import load_dataset  # slow to import, and only needed here
-    from datasets.exceptions import DatasetsError
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download  # slow to import, and only needed here
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
     name = str(path)
@@ -86,11 +85,7 @@ def _open_hub(path: Path, puzzle: Puzzle, split: str) -> tuple[Rows, Iterator[Gr
             return rows, _csv_chunks(rows, Path(file), puzzle)
         except (EntryNotFoundError, HFValidationError, OSError):
             pass
-    try:
-        table = load_dataset(name, split=split).with_format("arrow")
-    except (DatasetsError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"{name}: no data set with split {split!r} ({reason}); {_HINT}") from error
+    table = load_split(name, split, _HINT).with_format("arrow")
     rows = Rows(f"{name} ({split})", 1)
     for field in FIELDS:
         kind = table.features[field].dtype if field in table.features else "missing"

@@ -6,7 +6,6 @@ import dataclasses
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,8 @@ import torch
 from latent_reason.config import PuzzleModelConfig, check
 from latent_reason.data.arc import ArcDataset
 from latent_reason.data.arc_canvas import ArcCanvas
-from latent_reason.data.arc_files import ArcTask, read_arc
+from latent_reason.data.arc_files import ArcTask
+from latent_reason.data.arc_hub import find_arc
 from latent_reason.data.arc_leaks import find_arc_leaks
 from latent_reason.data.puzzles import PAD, PuzzleDataset
 from latent_reason.errors import ConfigError, DataError
@@ -122,13 +122,13 @@ class ArcRun(PuzzleRun):
                 "train_data and test_data: got none, expected ARC files such as "
                 "arc-agi_training_challenges.json, with the solutions beside them"
             )
-        training = [task for path in config.train_data for task in read_arc(Path(path))]
+        training = [task for name in config.train_data for task in find_arc(name, "train")]
         if config.num_train > len(training):
             raise DataError(f"num_train: {config.num_train} tasks of {len(training)}; ask for less")
         if config.num_train:
             drawn = np.random.default_rng(seed).permutation(len(training))[: config.num_train]
             training = [training[index] for index in sorted(drawn.tolist())]
-        evaluation = read_arc(Path(config.test_data))[: config.num_test or None]
+        evaluation = find_arc(config.test_data, "test")[: config.num_test or None]
         self._look_for_leaks(training, evaluation)
         kept, held = hold_out(training, config.num_val)
         num = config.num_augmentations

@@ -11,8 +11,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from latent_reason.data.puzzles import PuzzleDataset
+from latent_reason.losses import exactly_right
 from latent_reason.metrics import AccuracyCounter
 from latent_reason.puzzles.model import PuzzleModel, PuzzleOutput
+
+CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+"""At which a halting head may stop; `PuzzleEvaluator.choose_confidence` takes one of them."""
+HALT_LOSS = 0.005
+"""Share of the puzzles that halting early may cost on the validation split."""
 
 
 @dataclass
@@ -76,11 +82,7 @@ class PuzzleEvaluator:
         counters = {step: AccuracyCounter() for step in sorted(steps)}
         valid = dict.fromkeys(counters, 0)
         halted, used = AccuracyCounter(), 0
-        rows = torch.arange(len(self.data))
-        rows = rows[self.accelerator.process_index :: self.accelerator.num_processes]
-        for part in rows.split(self.batch_size) if len(rows) else ():
-            batch = self.data.batch(part)
-            batch = {key: value.to(self.accelerator.device) for key, value in batch.items()}
+        for batch in self._batches():
             labels = batch["labels"]
             final = torch.zeros_like(labels)
             running = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
@@ -94,6 +96,34 @@ class PuzzleEvaluator:
                     valid[step] += self._num_valid(batch["inputs"], answers)
             halted.update(final, labels)
         return self._total(Sweep(counters, valid, halted), used)
+
+    def choose_confidence(self, model: PuzzleModel, limit: int) -> float:
+        """Return the lowest of CONFIDENCES at which halting costs next to nothing.
+
+        That is at most HALT_LOSS of the puzzles against `limit` refinement steps for all; the
+        highest if none is good enough. To be called with a validation split.
+        """
+        model.eval()
+        bounds = torch.tensor([*CONFIDENCES, 1.0], device=self.accelerator.device).logit()
+        right = torch.zeros(len(bounds), dtype=torch.long, device=bounds.device)
+        for batch in self._batches():
+            halted = final = torch.zeros_like(bounds[:, None] > batch["labels"][:, 0])
+            for output in refine(model, batch, limit, self.bf16):
+                final = torch.where(halted, final, exactly_right(output.logits, batch["labels"]))
+                halted = halted | (output.q_halt_logits > bounds[:, None])
+            right += final.sum(dim=1)
+        *at, last = self.accelerator.reduce(right, "sum").tolist()
+        least = last - HALT_LOSS * len(self.data)
+        good = [c for c, n in zip(CONFIDENCES, at, strict=True) if n >= least]
+        return good[0] if good else CONFIDENCES[-1]
+
+    def _batches(self) -> Iterator[dict[str, Tensor]]:
+        """Yield the batches of this process on its device."""
+        rows = torch.arange(len(self.data))
+        rows = rows[self.accelerator.process_index :: self.accelerator.num_processes]
+        for part in rows.split(self.batch_size) if len(rows) else ():
+            batch = self.data.batch(part)
+            yield {key: value.to(self.accelerator.device) for key, value in batch.items()}
 
     def _num_valid(self, inputs: Tensor, answers: Tensor) -> int:
         valid = self.data.puzzle.valid(inputs, answers)

@@ -191,14 +191,19 @@ class PuzzleRun(RunFrame):
         return model, trainer
 
     def evaluate(self, model: PuzzleModel, trainer: Trainer) -> None:
-        """Add the rows of the trained model on the test split."""
+        """Choose when to halt on val, then add the rows of the trained model on the test split."""
         config, facts = self.config, facts_of(trainer)
-        steps = sorted({*config.refinement_steps, config.train.halt.halt_max_steps})
+        limit = config.train.halt.halt_max_steps
+        if not model.config.q_continue:
+            confidence = self.evaluator("val").choose_confidence(model, limit)
+            model.config = dataclasses.replace(model.config, halt_confidence=confidence)
+        steps = sorted({*config.refinement_steps, limit})
         sweep = self.evaluator("test").sweep(model, steps)
         for step, counter in sweep.at.items():
             self.add("reasoner", config.puzzle, "test", step, counter, **sweep.facts(step), **facts)
         name = f"reasoner, halts itself at {sweep.mean_steps:.1f} on average"
-        used = {"mean_refinement_steps": sweep.mean_steps}
+        used: dict[str, Any] = {"mean_refinement_steps": sweep.mean_steps}
+        used["halt_confidence"] = model.config.halt_confidence
         self.add(name, config.puzzle, "test", max(steps), sweep.halted, **used)
 
     def run_control(self, reasoner: Trainer) -> None:

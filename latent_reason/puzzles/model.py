@@ -151,7 +151,7 @@ class PuzzleModel(nn.Module):
         logits = self.read_out(z_H, inputs.shape[1])
         q_halt_logits, q_continue_logits = self.judge(z_H)
         carry = carry.after_step(z_H, z_L)
-        stop = q_halt_logits > (q_continue_logits if self.config.q_continue else 0)
+        stop = self._stops(q_halt_logits, q_continue_logits)
         output = PuzzleOutput(logits, q_halt_logits, q_continue_logits, carry, stop)
         if labels is not None:
             output.correct = exactly_right(output.logits, labels)
@@ -169,6 +169,12 @@ class PuzzleModel(nn.Module):
                 loss = loss + 0.5 * q_loss
             output.loss = loss
         return output
+
+    def _stops(self, q_halt_logits: Tensor, q_continue_logits: Tensor) -> Tensor:
+        if self.config.q_continue:
+            return q_halt_logits > q_continue_logits
+        confidence = self.config.halt_confidence
+        return q_halt_logits > math.log(confidence / (1 - confidence))
 
     def _where(self, x: Tensor) -> Positions:
         ids = torch.arange(x.shape[1], device=x.device)[None]
@@ -208,7 +214,7 @@ class PuzzleModel(nn.Module):
             z_H[rows].repeat(1, chains, 1), z_L.reshape(num, -1, z_L.shape[-1])
         )
         won = q_halt_logits[rows]
-        output = PuzzleOutput(logits[rows], won, won, after, won > 0)
+        output = PuzzleOutput(logits[rows], won, won, after, self._stops(won, won))
         if labels is not None and repeated is not None:
             output.correct = exactly_right(output.logits, labels)
             loss = answer_loss(output.logits, labels, self.config.loss)
