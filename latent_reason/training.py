@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -23,12 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 from latent_reason.checkpoint import latest_checkpoint, rotate_checkpoints, save_checkpoint
 from latent_reason.errors import CheckpointError, ConfigError, NonFiniteError
 from latent_reason.halting import Carry, minimum_steps, refill, should_halt
-from latent_reason.metrics import IGNORE_INDEX, MetricsLog
 from latent_reason.optim import load_optimizer_tensors, make_ema, make_optimizers, optimizer_tensors
+from latent_reason.progress import Progress, gather_numbers
 from latent_reason.runs import StopRequest
 from latent_reason.train_config import TrainConfig
-
-SUMS = ("train/loss", "train/exact_accuracy", "train/refinement_steps", "right", "labelled")
 
 
 class Data(Protocol):
@@ -120,7 +118,8 @@ class Trainer:
     ) -> None:
         local = local_batch_size(config, accelerator.num_processes)
         self.accelerator, self.data, self.config, self.run_dir = accelerator, data, config, run_dir
-        self.evaluate, self.report, self.options = evaluate, report, options
+        self.evaluate, self.options = evaluate, options
+        self.log = Progress(accelerator, config, run_dir, report)
         self.model = model.to(accelerator.device)
         tables = sparse_tables(self.model)
         # Their optimizer gathers sparse gradients itself; DDP cannot with every backend.
@@ -138,8 +137,6 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         self.best: dict[str, Any] = {}
         self.best_weights: list[Tensor] = []
-        self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=accelerator.device)
-        self.num_sums = 0
         self.slots = slice(
             accelerator.process_index * local, (accelerator.process_index + 1) * local
         )
@@ -162,27 +159,21 @@ class Trainer:
             NonFiniteError: loss or gradient is NaN or infinite; nothing was updated.
         """
         config = self.config
-        with StopRequest() as stop, self._open_log() as log:
+        with StopRequest() as stop, self.log.open(self.step):
             while self.progress < 1:
                 start = time.perf_counter()
                 self.train_step()
                 self.seconds += time.perf_counter() - start
                 ended, signalled = self._agree(stop)
                 if self.step % config.log_every == 0 or ended:
-                    self._log(log)
+                    self.log.write_means(self.step, self.seconds, self.progress)
                 if self.step % config.eval_every == 0 or ended:
-                    self._evaluate(log)
+                    self._evaluate()
                 if self.step % config.save_every == 0 or ended or signalled:
                     self.save()
                 if signalled:
                     return signalled
             return self._agree(stop)[1]
-
-    def _open_log(self) -> AbstractContextManager[MetricsLog | None]:
-        """Open metrics.jsonl at this step; it belongs to the main process."""
-        if not self.accelerator.is_main_process:
-            return nullcontext()
-        return MetricsLog(self.run_dir / "metrics.jsonl", self.step)
 
     def train_step(self) -> None:
         """Refill halted slots, run one refinement step, update weights, decide who halts."""
@@ -212,7 +203,7 @@ class Trainer:
             output.stop, self.carry.refinement_steps, max_steps, minimum
         )
         self.step += 1
-        self._count(output, batch["labels"])
+        self.log.add(output, batch["labels"])
 
     def _update(self, loss: Tensor) -> None:
         """Clip, check on all ranks, step the optimizer and the moving average."""
@@ -240,61 +231,11 @@ class Trainer:
 
     def _agree(self, stop: StopRequest) -> tuple[bool, int]:
         """Let all ranks see the same clock and the same signal: (training ended, signal)."""
-        self.seconds, number = self._gather(self.seconds, stop.signal).amax(dim=0).tolist()
+        numbers = gather_numbers(self.accelerator, self.seconds, stop.signal)
+        self.seconds, number = numbers.amax(dim=0).tolist()
         return self.progress >= 1, int(number)
 
-    def _gather(self, *values: float) -> Tensor:
-        """Return (processes, N) fp64 on the CPU: these N numbers of every process."""
-        row = torch.tensor([values], dtype=torch.float64)
-        if self.accelerator.num_processes == 1:
-            return row
-        return self.accelerator.gather(row.to(self.accelerator.device)).cpu()
-
-    def _count(self, output: Any, labels: Tensor) -> None:
-        """Add this step's batch means and its counts of tokens to the next log line."""
-        labelled = labels != IGNORE_INDEX
-        predicted = output.logits.detach()[:, : labels.shape[1]].argmax(dim=-1)
-        values = (
-            output.loss.detach(),
-            output.correct.float().mean(),
-            self.carry.refinement_steps.float().mean(),
-            ((predicted == labels) & labelled).sum(),
-            labelled.sum(),
-        )
-        self.sums += torch.stack([value.double() for value in values])
-        self.num_sums += 1
-
-    def _log(self, log: MetricsLog | None) -> None:
-        """Write the means since the last line to metrics.jsonl, timing to perf.jsonl."""
-        means = self._gather(*self.sums.tolist()).mean(dim=0) / self.num_sums
-        row = dict(zip(SUMS, means.tolist(), strict=True))
-        row["train/accuracy"] = row.pop("right") / row.pop("labelled")
-        self.sums, self.num_sums = torch.zeros_like(self.sums), 0
-        if log is None:
-            return
-        config = self.config
-        factor = config.learning_rate_factor(self.step - 1, self.progress)
-        row["train/learning_rate"] = config.learning_rate * factor
-        row["train/max_refinement_steps"] = config.halt.max_steps_at(self.progress)
-        log.write({"step": self.step, **row})
-        self.accelerator.log(row, step=self.step)
-        rate = self.step * config.batch_size / self.seconds
-        with open(self.run_dir / "perf.jsonl", "a") as file:
-            file.write(
-                f'{{"step": {self.step}, "train/seconds": {self.seconds:.2f}, '
-                f'"perf/examples_per_s": {rate:.1f}}}\n'
-            )
-        left = self.seconds * (1 / max(self.progress, 1e-9) - 1)
-        total = "" if config.max_seconds else f"/{config.max_steps}"
-        self.report(
-            f"step {self.step}{total} | loss {row['train/loss']:.3f} | "
-            f"tokens {100 * row['train/accuracy']:.1f} % | "
-            f"exact {100 * row['train/exact_accuracy']:.1f} % | "
-            f"up to {row['train/max_refinement_steps']} refinement steps | "
-            f"{rate:.0f} examples/s | ETA {int(left) // 60}:{int(left) % 60:02d}"
-        )
-
-    def _evaluate(self, log: MetricsLog | None) -> None:
+    def _evaluate(self) -> None:
         """Evaluate with averaged weights, remember the best step."""
         with self.averaged_weights():
             metrics = self.evaluate()
@@ -302,14 +243,7 @@ class Trainer:
         if not self.best or score >= self.best["score"]:
             self.best = {"step": self.step, "score": score}
             self.best_weights = [p.detach().clone() for p in [*self.averages, *self.tables]]
-        if log is not None:
-            log.write({"step": self.step, **metrics})
-            self.accelerator.log(metrics, step=self.step)
-            text = " | ".join(
-                f"{k} {100 * v:.1f} %" if k.endswith("accuracy") else f"{k} {v:.3f}"
-                for k, v in metrics.items()
-            )
-            self.report(f"step {self.step} | {text}")
+        self.log.write_metrics(self.step, metrics)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -337,14 +271,13 @@ class Trainer:
         carry = {k: self.accelerator.gather(v) for k, v in self.carry.tensors().items()}
         rng = torch.get_rng_state().to(self.accelerator.device)
         rng = self.accelerator.gather(rng[None])
-        sums = self._gather(*self.sums.tolist()).tolist()
+        log = self.log.state()
         if self.accelerator.is_main_process:
             state = {
                 "config": self._settings(),
                 "seconds": self.seconds,
-                "sums": sums,
-                "num_sums": self.num_sums,
                 "best": self.best,
+                **log,
             }
             tensors = {
                 "model": trainable_state(self.model),
@@ -411,8 +344,7 @@ class Trainer:
         if len(state["sums"]) == self.accelerator.num_processes:
             # A copy, since torch crashes on a state that is not aligned in memory.
             torch.set_rng_state(tensors["rng"]["torch"][rank].clone())
-            self.sums = torch.tensor(state["sums"][rank], dtype=torch.float64, device=device)
-            self.num_sums = state["num_sums"]
+            self.log.load(state)
         self.step, self.seconds, self.best = saved.step, state["seconds"], state["best"]
         return True
 

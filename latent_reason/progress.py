@@ -1,0 +1,138 @@
+"""What a training tells: means since the last line, to metrics.jsonl, trackers and the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from latent_reason.metrics import IGNORE_INDEX, MetricsLog
+from latent_reason.train_config import TrainConfig
+
+SUMS = ("train/loss", "train/exact_accuracy", "train/refinement_steps", "right", "labelled")
+
+
+def gather_numbers(accelerator: Accelerator, *values: float) -> Tensor:
+    """Return (processes, N) fp64 on the CPU: these N numbers of every process."""
+    row = torch.tensor([values], dtype=torch.float64)
+    if accelerator.num_processes == 1:
+        return row
+    return accelerator.gather(row.to(accelerator.device)).cpu()
+
+
+class Progress:
+    """Sums up steps and writes lines; every process adds and gathers, the main one writes.
+
+    Args:
+        accelerator: of the run; its trackers get every line too.
+        config: of the training.
+        run_dir: gets metrics.jsonl and perf.jsonl (timing, which no resumed run reproduces).
+        report: called on the main process with one line of progress.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        config: TrainConfig,
+        run_dir: Path,
+        report: Callable[[str], None],
+    ) -> None:
+        self.accelerator, self.config = accelerator, config
+        self.run_dir, self.report = run_dir, report
+        self._file: MetricsLog | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        device = self.accelerator.device
+        self._sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+        self._num = 0
+
+    @contextmanager
+    def open(self, step: int) -> Iterator[None]:
+        """Hold metrics.jsonl open inside a `with` block; lines after `step` are dropped."""
+        if not self.accelerator.is_main_process:
+            yield
+            return
+        with MetricsLog(self.run_dir / "metrics.jsonl", step) as self._file:
+            yield
+
+    def add(self, output: Any, labels: Tensor) -> None:
+        """Add a step: its batch means and its counts of tokens; labels are (B, S) int64."""
+        labelled = labels != IGNORE_INDEX
+        predicted = output.logits.detach()[:, : labels.shape[1]].argmax(dim=-1)
+        values = (
+            output.loss.detach(),
+            output.correct.float().mean(),
+            output.carry.refinement_steps.float().mean(),
+            ((predicted == labels) & labelled).sum(),
+            labelled.sum(),
+        )
+        self._sums += torch.stack([value.double() for value in values])
+        self._num += 1
+
+    def write_means(self, step: int, seconds: float, progress: float) -> None:
+        """Write the means since the last time.
+
+        Args:
+            step: optimizer steps so far.
+            seconds: of training so far.
+            progress: share of training done.
+        """
+        means = gather_numbers(self.accelerator, *self._sums.tolist()).mean(dim=0) / self._num
+        row = dict(zip(SUMS, means.tolist(), strict=True))
+        row["train/accuracy"] = row.pop("right") / row.pop("labelled")
+        self._clear()
+        config = self.config
+        factor = config.learning_rate_factor(step - 1, progress)
+        row["train/learning_rate"] = config.learning_rate * factor
+        row["train/max_refinement_steps"] = config.halt.max_steps_at(progress)
+        if not self._write(step, row):
+            return
+        rate = step * config.batch_size / seconds
+        with open(self.run_dir / "perf.jsonl", "a") as file:
+            file.write(
+                f'{{"step": {step}, "train/seconds": {seconds:.2f}, '
+                f'"perf/examples_per_s": {rate:.1f}}}\n'
+            )
+        left = seconds * (1 / max(progress, 1e-9) - 1)
+        total = "" if config.max_seconds else f"/{config.max_steps}"
+        self.report(
+            f"step {step}{total} | loss {row['train/loss']:.3f} | "
+            f"tokens {100 * row['train/accuracy']:.1f} % | "
+            f"exact {100 * row['train/exact_accuracy']:.1f} % | "
+            f"up to {row['train/max_refinement_steps']} refinement steps | "
+            f"{rate:.0f} examples/s | ETA {int(left) // 60}:{int(left) % 60:02d}"
+        )
+
+    def write_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Write the metrics of an evaluation, which are the same on every process."""
+        if self._write(step, metrics):
+            text = " | ".join(
+                f"{k} {100 * v:.1f} %" if k.endswith("accuracy") else f"{k} {v:.3f}"
+                for k, v in metrics.items()
+            )
+            self.report(f"step {step} | {text}")
+
+    def _write(self, step: int, row: dict[str, float]) -> bool:
+        """Write a line; returns whether this process writes at all."""
+        if self._file is None:
+            return False
+        self._file.write({"step": step, **row})
+        self.accelerator.log(row, step=step)
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """Return, on every process, what a checkpoint must hold: the sums of all processes."""
+        sums = gather_numbers(self.accelerator, *self._sums.tolist()).tolist()
+        return {"sums": sums, "num_sums": self._num}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Undo `state`, of as many processes."""
+        sums = state["sums"][self.accelerator.process_index]
+        self._sums = torch.tensor(sums, dtype=torch.float64, device=self.accelerator.device)
+        self._num = state["num_sums"]
