@@ -120,7 +120,7 @@ class ArcRun(PuzzleRun):
         if not config.train_data or config.test_data is None:
             raise ConfigError(
                 "train_data and test_data: got none, expected ARC files such as "
-                "arc-agi_training_challenges.json, with the solutions beside them"
+                "arc-agi_training_challenges.json, with the solutions beside them, or Hub names"
             )
         training = [task for name in config.train_data for task in find_arc(name, "train")]
         if config.num_train > len(training):
