@@ -40,9 +40,9 @@ class ArcRunConfig(PuzzleRunConfig):
     puzzle: str = "arc"
     """arc."""
     train_data: tuple[str, ...] = ()
-    """ARC files or folders of which everything is training data, test pairs too."""
+    """ARC files, folders or Hub names of which everything is training data, test pairs too."""
     test_data: str | None = None
-    """ARC file or folder to evaluate on; the demonstrations of its tasks are training data."""
+    """ARC file, folder or Hub name to evaluate on; its demonstrations are training data."""
     num_train: int = 0
     """Tasks to draw from train_data (0: all of them)."""
     num_val: int = 64
