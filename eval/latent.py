@@ -55,7 +55,8 @@ def main() -> int:
     num_slots = model.config.num_slots
     data = TextDataset.build(examples, model.llm.tokenizer, num_slots, str(options.data))
     evaluator = Evaluator(data, accelerator, batch_size=options.batch_size)
-    common = {"task": options.data.stem, "split": examples[0].split or "file"}
+    splits = {example.split or "file" for example in examples}
+    common = {"task": options.data.stem, "split": "+".join(sorted(splits))}
     rows = [
         {"system": "latent reasoner", "refinement_steps": step} | common | counter.as_dict()
         for step, counter in evaluator.by_refinement_steps(model, options.refinement_steps).items()

@@ -15,13 +15,25 @@ from latent_reason.config import LatentReasonerConfig
 from latent_reason.layers import CrossAttention, Positions, init_linear, position_ids, rms_norm
 
 
+def slot_features(num_slots: int, size: int, device: torch.device | None = None) -> Tensor:
+    """Return sinusoids of the slot's number, (K, size) fp32, that tell slots apart from the start.
+
+    Slots that begin alike differ by rotary positions only, and their attention to each other gets
+    no gradient but rounding noise.
+    """
+    half = size // 2
+    rates = 1e-2 ** (torch.arange(half, device=device) / half)
+    angles = torch.arange(num_slots, device=device)[:, None] * rates
+    return F.pad(torch.cat((angles.sin(), angles.cos()), dim=1), (0, size - 2 * half))
+
+
 class Reader(nn.Module):
     """Turn prompt states into the embedded question x.
 
-    Kind "perceiver": K slots, all starting from one learned query, read the prompt by
-    cross-attention; x is (B, K, D). Kind "concat": the slots are appended to the projected
-    prompt; x is (B, T + K, D). Slots follow the last real token in position, whatever the
-    padding. The query is shared, so K may grow after training.
+    Slots start from one learned query plus `slot_features`, so K may grow after training. Kind
+    "perceiver": K slots read the prompt by cross-attention; x is (B, K, D). Kind "concat": the
+    slots are appended to the projected prompt; x is (B, T + K, D). Slots follow the last real token
+    in position, whatever the padding.
 
     Args:
         config: kind, K and the sizes of the reasoner.
@@ -52,7 +64,8 @@ class Reader(nn.Module):
         """
         reasoner, num_slots = self.config.reasoner, self.config.num_slots
         down = self.down_proj(states)
-        slots = self.slot_query.to(down.dtype).expand(len(states), num_slots, -1)
+        slots = self.slot_query + slot_features(num_slots, down.shape[-1], down.device)
+        slots = slots.to(down.dtype).expand(len(states), -1, -1)
         after = attention_mask.long().sum(dim=1, keepdim=True)
         slot_ids = after + torch.arange(num_slots, device=after.device)
         token_ids = position_ids(attention_mask)

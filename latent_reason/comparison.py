@@ -74,7 +74,7 @@ def through_base(train: TrainConfig) -> Callable[[float, int], dict[str, Any]]:
 
 
 def evaluate_reasoner(run: Run, model: LatentReasoner, trainer: Trainer) -> None:
-    """Add the rows of the trained reasoner: by steps, by slots, on the harder splits."""
+    """Add the rows of the trained reasoner: by steps, by slots, on what training is not like."""
     config, facts = run.config, facts_of(trainer)
     trained = config.train.halt.max_steps_at(1.0)
     steps = sorted({*config.refinement_steps, trained})
@@ -87,19 +87,26 @@ def evaluate_reasoner(run: Run, model: LatentReasoner, trainer: Trainer) -> None
     for name in ("shuffled slots", "mean slots", "no slots"):
         run.add(f"latent reasoner, {name}", run.task, "test", trained, slots[name])
     for split in [*run.data][3:]:
-        counter = run.evaluator(split).by_refinement_steps(model, [trained])[trained]
-        run.add("latent reasoner", run.task, split, trained, counter)
+        grown = model.with_num_slots(run.datasets[split].labels.shape[1])
+        counters = run.evaluator(split).by_refinement_steps(grown, [trained, 2 * trained])
+        for step, counter in counters.items():
+            run.add("latent reasoner", run.task, split, step, counter)
     bare = AnswerLM(run.llm, "bare", run.num_slots, config.model.answer_delimiter)
     counter = Evaluator(run.datasets["test"], run.accelerator).by_base(bare)
     run.add("bare base", run.task, "test", None, counter)
 
 
 def run_controls(run: Run, reasoner: Trainer) -> None:
-    """Train the controls, each for as many seconds as the reasoner, on the same data."""
+    """Train the controls on the same data, each for as many seconds as the reasoner.
+
+    LoRA and pause slots run the base in their training, so the time in which it read the training
+    prompts for the reasoner is theirs too.
+    """
     seconds, size = reasoner.seconds, sum(p.numel() for p in reasoner.trainable)
     train = dataclasses.replace(
         run.config.train,
         max_seconds=seconds,
+        warmup_steps=min(20, run.config.train.warmup_steps),
         halt=HaltConfig(halt_max_steps=1, halt_exploration_prob=0.0),
         through_base_from=0.0,
     )
@@ -108,8 +115,9 @@ def run_controls(run: Run, reasoner: Trainer) -> None:
     model, trainer = train_reasoner(run, run.folder / "controls" / "one_pass", train, once)
     counter = run.evaluator("test").by_refinement_steps(model, [1])[1]
     run.add("control: same network, one pass", run.task, "test", 1, counter, **facts_of(trainer))
+    train = dataclasses.replace(train, max_seconds=seconds + run.read_seconds)
     for kind in ("lora", "pause"):
-        run.say(f"control: {kind}, {seconds:.0f} s")
+        run.say(f"control: {kind}, {train.max_seconds:.0f} s")
         train_control(run, kind, train, size)
 
 

@@ -183,6 +183,7 @@ class LatentReasonerConfig(JsonConfig):
         check(self.reader in readers, "reader", self.reader, f"one of {readers}")
         check(self.writer in ("head", "soft"), "writer", self.writer, "'head' or 'soft'")
         check(self.num_slots >= 0, "num_slots", self.num_slots, "at least 0")
+        check(bool(self.answer_delimiter), "answer_delimiter", self.answer_delimiter, "some text")
         mixers = ("attention", "mlp") if self.reader == "perceiver" else ("attention",)
         mixer, positions = self.reasoner.mixer, self.reasoner.positions
         check(mixer in mixers, "reasoner.mixer", mixer, f"one of {mixers} for {self.reader!r}")

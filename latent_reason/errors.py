@@ -23,5 +23,5 @@ class CheckpointError(UserError):
     """A checkpoint or adapter folder is missing, incomplete, corrupt or made for something else."""
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(UserError, RuntimeError):
     """The loss or a gradient became NaN or infinite; no parameter was changed by that step."""

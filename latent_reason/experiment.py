@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from latent_reason.errors import ConfigError, DataError
 from latent_reason.evaluation import Evaluator
 from latent_reason.llm import FrozenLLM
 from latent_reason.run_frame import FrameConfig, RunFrame
+from latent_reason.runs import write_json
 from latent_reason.training import use_bf16
 
 
@@ -49,10 +51,12 @@ class RunConfig(FrameConfig):
             check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         if (self.train_data is None) != (self.test_data is None):
             raise ConfigError("train_data and test_data: got one, expected both or none")
+        curriculum = self.train.cycles_curriculum
+        check(curriculum is None, "train.cycles_curriculum", curriculum, "None: for puzzles only")
 
 
 def load_examples(config: RunConfig) -> dict[str, list[Example]]:
-    """Return train, val and test examples, and the task's harder splits.
+    """Return train, val and test examples, and the task's splits that training is not like.
 
     Raises:
         DataError: on malformed files, or prompts that stand in two splits.
@@ -60,7 +64,9 @@ def load_examples(config: RunConfig) -> dict[str, list[Example]]:
     if config.train_data is None or config.test_data is None:
         task = find_task(config.task)
         sizes = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
-        sizes |= {"wording": config.num_test}
+        sizes |= {"wording": config.num_test, "longer": config.num_test}
+        if config.model.reasoner.mixer == "mlp":
+            del sizes["longer"]  # its answers may need more slots than such a net is made for
         return {split: task.generate(split, num, config.train.seed) for split, num in sizes.items()}
     rows = read_examples(config.train_data, "train")
     test = read_examples(config.test_data, "test")
@@ -69,13 +75,19 @@ def load_examples(config: RunConfig) -> dict[str, list[Example]]:
             f"{config.train_data}: {len(rows)} rows, of which the last {config.num_val} are for "
             "validation; add rows or lower num_val"
         )
-    leaks = find_leaks(rows, test)
-    if leaks:
-        raise DataError(
-            f"{config.test_data}:{leaks[0][1] + 1}: this prompt is line {leaks[0][0] + 1} of "
-            f"{config.train_data} too ({len(leaks)} such rows); remove it from one of them"
-        )
-    return {"train": rows[: -config.num_val], "val": rows[-config.num_val :], "test": test}
+    train, val = rows[: -config.num_val], rows[-config.num_val :]
+    for name, first, own, others in (
+        (config.test_data, 1, test, rows),
+        (config.train_data, len(train) + 1, val, train),
+    ):
+        leaks = find_leaks(others, own)
+        if leaks:
+            held = "held out for test" if own is test else "held out for validation"
+            raise DataError(
+                f"{name}:{leaks[0][1] + first}: this prompt, {held}, is line {leaks[0][0] + 1} of "
+                f"{config.train_data} too ({len(leaks)} such rows); remove it from one of them"
+            )
+    return {"train": train, "val": val, "test": test}
 
 
 class Run(RunFrame):
@@ -90,6 +102,7 @@ class Run(RunFrame):
         self.config = config
         self.llm = FrozenLLM.load(config.base)
         self.llm.num_features(config.model.read_layers)
+        self.llm.try_out()
         self.examples = load_examples(config)
         wanted = config.model.num_slots or None
         files = {"train": config.train_data, "val": config.train_data, "test": config.test_data}
@@ -97,7 +110,8 @@ class Run(RunFrame):
         self.num_slots = train.labels.shape[1]
         self.datasets = {"train": train}
         for split in [*self.examples][1:]:
-            self.datasets[split] = self.dataset(split, self.num_slots, files)
+            wanted = None if split == "longer" else self.num_slots
+            self.datasets[split] = self.dataset(split, wanted, files)
         self.task = config.train_data.stem if config.train_data else config.task
 
     def dataset(
@@ -105,22 +119,45 @@ class Run(RunFrame):
     ) -> TextDataset:
         """Tokenise a split; errors name the file it came from."""
         source = str(files.get(split) or f"{self.config.task}/{split}")
-        rows = self.examples[split]
-        if split != "val" or self.config.train_data is None:
-            return TextDataset.build(rows, self.llm.tokenizer, num_slots, source)
-        # The last lines of train_data; errors must tell the line in the file.
-        first = len(self.examples["train"])
-        both = [*self.examples["train"], *rows]
-        data = TextDataset.build(both, self.llm.tokenizer, num_slots, source)
-        return TextDataset(rows, **data.batch(torch.arange(first, len(both))))
+        rows, first = self.examples[split], 0
+        if split == "val" and self.config.train_data is not None:
+            # The last lines of train_data; errors must tell the line in the file.
+            first = len(self.examples["train"])
+            rows = [*self.examples["train"], *rows]
+        data = TextDataset.build(rows, self.llm.tokenizer, num_slots, source)
+        self.refuse_long(data, source)
+        return TextDataset(rows[first:], **data.batch(torch.arange(first, len(rows))))
+
+    def refuse_long(self, data: TextDataset, source: str) -> None:
+        """Raise DataError where prompt, slots, delimiter and answer exceed the base's context."""
+        context = self.llm.context
+        if context is None:
+            return
+        delimiter, _ = self.llm.embed_text(self.config.model.answer_delimiter, 1)
+        room = context - len(delimiter) - 2 * data.labels.shape[1]
+        lengths = data.attention_mask.sum(dim=1)
+        if bool((lengths > room).any()):
+            row = int((lengths > room).nonzero()[0])
+            raise DataError(
+                f"{source}:{row + 1}: the prompt has {int(lengths[row])} tokens; base "
+                f"{self.llm.name} takes {context}, {context - room} of them for slots and answer; "
+                "shorten it or choose another base"
+            )
 
     def prepare(self) -> None:
         """Move the base to the device, make the run folder, read all prompts once."""
         self.llm.to(self.accelerator.device)
         self.open_folder()
         self.base_digest = self.llm.sha256()
+        start, seconds = time.perf_counter(), self.folder / "states" / "seconds.json"
         with self.accelerator.main_process_first():
-            self.data = {split: self.cached(split) for split in self.datasets}
+            self.data = {"train": self.cached("train")}
+            if not seconds.exists():
+                write_json(seconds, time.perf_counter() - start)
+            self.read_seconds = float(seconds.read_text())
+            # Writer soft generates from the prompts themselves.
+            others = {} if self.config.model.writer == "soft" else self.datasets
+            self.data = self.datasets | self.data | {split: self.cached(split) for split in others}
 
     def cached(self, split: str) -> StateCache:
         """Let the base read a split once and keep its states on disk."""

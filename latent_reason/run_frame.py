@@ -6,11 +6,13 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -121,6 +123,10 @@ def start_time() -> str:
     return time.strftime("%Y%m%d-%H%M%S", time.localtime(now.item()))
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(number)
+
+
 class RunFrame:
     """One run of a recipe: its processes, its folder, the rows of its table.
 
@@ -157,11 +163,33 @@ class RunFrame:
         if self.accelerator.is_main_process:
             print(text, flush=True)  # noqa: T201
 
-    def lock(self) -> contextlib.AbstractContextManager[object]:
-        """Return a lock on the run folder, held by the main process."""
-        if self.accelerator.is_main_process:
-            return RunLock(self.folder)
-        return contextlib.nullcontext()
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Hold the run folder, by a lock of the main process, inside a `with` block.
+
+        Raises:
+            SystemExit: SIGINT or SIGTERM came outside of the training loop, which handles its own;
+                how to go on is said.
+        """
+        lock = RunLock(self.folder) if self.accelerator.is_main_process else None
+        with lock or contextlib.nullcontext():
+            numbers = (signal.SIGINT, signal.SIGTERM)
+            before = [signal.signal(number, _interrupt) for number in numbers]
+            try:
+                yield
+            except KeyboardInterrupt as error:
+                number = int(error.args[0]) if error.args else int(signal.SIGINT)
+                self.say(f"stopped by signal {number}")
+                if (self.folder / "config.json").exists():
+                    self.say_how_to_resume()
+                raise SystemExit(128 + number) from None
+            finally:
+                for number, handler in zip(numbers, before, strict=True):
+                    signal.signal(number, handler)
+
+    def say_how_to_resume(self) -> None:
+        """Print the command that goes on with this run."""
+        self.say(f"resume with: python recipes/{self.script} --resume {self.folder}")
 
     def open_folder(self) -> None:
         """Make the run folder with config.json and environment.json, start the tracker.
@@ -196,7 +224,7 @@ class RunFrame:
             self.say(
                 f"stopped by signal {stopped} after step {trainer.step}; a checkpoint is saved"
             )
-            self.say(f"resume with: python recipes/{self.script} --resume {self.folder}")
+            self.say_how_to_resume()
             raise SystemExit(128 + stopped)
         trainer.use_best_weights()
 

@@ -24,6 +24,7 @@ import psutil
 import torch
 import tyro
 from accelerate import Accelerator
+from accelerate.commands.config.config_args import load_config_from_file
 
 from latent_reason.errors import ConfigError, UserError
 from latent_reason.results import clean_text
@@ -109,14 +110,26 @@ def check_world(accelerator: Accelerator) -> None:
     parent = psutil.Process().parent()
     words = parent.cmdline() if parent is not None else []
     if any("accelerate" in word for word in words[:3]):
-        numbers = re.findall(r" --num[_-]processes[ =](\d+)", " ".join(words))
-        asked = max([asked, *map(int, numbers)])
+        asked = max(asked, _asked_of_accelerate(" ".join(words)))
     formed = accelerator.num_processes
     if formed != asked:
         raise ConfigError(
             f"{asked} processes were asked for, {formed} formed; on CPUs launch with "
             f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {asked} SCRIPT"
         )
+
+
+def _asked_of_accelerate(launch: str) -> int:
+    """Return the processes asked for by a command line of `accelerate launch` or its file."""
+    numbers = re.findall(r" --num[_-]processes[ =](\d+)", launch)
+    if numbers:
+        return max(map(int, numbers))
+    files = re.findall(r" --config[_-]file[ =](\S+)", launch)
+    try:
+        config = load_config_from_file(files[-1] if files else None)
+    except (OSError, ValueError, TypeError):  # there is none, or it is for accelerate to refuse
+        return 1
+    return getattr(config, "num_processes", 1) or 1
 
 
 def commit() -> str:

@@ -76,8 +76,7 @@ class TrainConfig(JsonConfig):
     beta2: float = 0.95
     """Decay of the second moment; that of the first is 0.9."""
     adamw_eps: float = 1e-8
-    """Epsilon of AdamW. Where a gradient is rounding noise (slots that are still alike), a small
-    one turns the noise into whole steps: two processes then differ from one. See RESULTS.md."""
+    """Epsilon of AdamW."""
     muon_learning_rate: float = 0.02
     """Peak learning rate of Muon; read for optimizer muon only."""
     puzzle_learning_rate: float = 0.01

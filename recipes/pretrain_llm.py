@@ -4,33 +4,39 @@ It makes its own text: statements of the text tasks with short worked instances,
 written twice around "Answer:" (so that the model copies what stands before it), and plain
 templated English. The model is a standard Llama of 1M parameters with a byte-level BPE tokenizer.
 
-    python recipes/pretrain_llm.py                      # about 25 minutes on one CPU core
+    python recipes/pretrain_llm.py                      # about half an hour on one CPU core
     python recipes/pretrain_llm.py --max-steps 20 --num-blocks 64   # a quick look
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import torch
-import tyro
 from accelerate import Accelerator
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from latent_reason.config import check
 from latent_reason.controls import AnswerOutput, empty_carry
 from latent_reason.data import TASKS
+from latent_reason.data.order import rows_at
 from latent_reason.halting import Carry
+from latent_reason.run_lock import RunLock
+from latent_reason.runs import read_options, run_script
 from latent_reason.train_config import HaltConfig, TrainConfig
 from latent_reason.training import Trainer
 
 END = "<|end|>"
+CONTEXT = 1024
+"""Tokens that the model is made for."""
 NAMES = "Anna Ben Clara David Emma Felix Grace Hugo Ida Jonas Kate Leo Mia Nora Oscar Paul".split()
 THINGS = "apple book coin card shell stone stamp ball cup key leaf ring pen box bell cake".split()
 PLACES = "garden kitchen school market library station forest harbour bakery office".split()
@@ -65,6 +71,17 @@ class PretrainConfig:
     seed: int = 0
     """Of text, weights and order."""
 
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "num_heads", "num_blocks", "max_steps", "batch_size"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        # Rotary positions want an even width of heads.
+        fits = self.hidden_size >= 1 and self.hidden_size % (2 * self.num_heads) == 0
+        expected = f"a multiple of {2 * self.num_heads}, twice the heads"
+        check(fits, "hidden_size", self.hidden_size, expected)
+        check(self.vocab_size >= 257, "vocab_size", self.vocab_size, "at least 257")
+        fits = 8 <= self.block_size <= CONTEXT
+        check(fits, "block_size", self.block_size, f"from 8 to {CONTEXT}")
+
 
 def english(rng: Random) -> str:
     """Return a few templated sentences about people, things and numbers below ten."""
@@ -89,7 +106,7 @@ def english(rng: Random) -> str:
     return " ".join(rng.sample(stories, rng.randint(1, 3)))
 
 
-def documents(config: PretrainConfig, seed: int) -> Iterator[tuple[str, str]]:
+def documents(seed: int) -> Iterator[tuple[str, str]]:
     """Yield (text before, text after "Answer:") without end; the second may be empty.
 
     Worked instances are short tails of training instances: the last moves of `permutations` and
@@ -140,10 +157,10 @@ def train_tokenizer(config: PretrainConfig) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    source = documents(config, config.seed + 1)
+    source = documents(config.seed + 1)
     tokenizer.train_from_iterator((text_of(*next(source)) for _ in range(20_000)), trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END, pad_token=END, model_max_length=1024
+        tokenizer_object=tokenizer, eos_token=END, pad_token=END, model_max_length=CONTEXT
     )
 
 
@@ -153,7 +170,7 @@ class Blocks:
     def __init__(self, config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, seed: int):
         self.num_tokens = config.block_size
         wanted, ids = config.num_blocks * config.block_size, []
-        source = documents(config, seed)
+        source = documents(seed)
         while len(ids) < wanted:
             texts = [text_of(*next(source)) for _ in range(1000)]
             ids.extend(token for row in tokenizer(texts)["input_ids"] for token in row)
@@ -165,6 +182,10 @@ class Blocks:
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         """Gather (B,) rows: labels (B, block_size)."""
         return {"labels": self.rows[rows].long()}
+
+    def at(self, positions: Tensor, seed: int) -> dict[str, Tensor]:
+        """Return the training rows at positions (B,) of the endless data order."""
+        return self.batch(rows_at(positions, seed, len(self)))
 
 
 class NextToken(nn.Module):
@@ -178,7 +199,7 @@ class NextToken(nn.Module):
         """Return a carry that holds nothing."""
         return empty_carry(num)
 
-    def forward(self, carry: Carry, labels: Tensor, through_base: bool = True) -> AnswerOutput:
+    def forward(self, carry: Carry, labels: Tensor) -> AnswerOutput:
         """Score every next token of (B, T) labels."""
         logits = self.lm(input_ids=labels, use_cache=False).logits[:, :-1].float()
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
@@ -201,21 +222,17 @@ wording of the text tasks and how to copy a list. It has no general knowledge.
 """
 
 
-def main(config: PretrainConfig) -> None:
-    """Train, evaluate, save model, tokenizer and card."""
+def make_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Return a new Llama with seeded weights."""
     torch.manual_seed(config.seed)
-    started = time.perf_counter()
-    config.output_dir.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(config)
-    data = Blocks(config, tokenizer, config.seed + 2)
-    model = LlamaForCausalLM(
+    return LlamaForCausalLM(
         LlamaConfig(
             hidden_size=config.hidden_size,
             intermediate_size=-(-config.hidden_size * 8 // 3 // 64) * 64,
             num_hidden_layers=config.num_layers,
             num_attention_heads=config.num_heads,
             vocab_size=len(tokenizer),
-            max_position_embeddings=1024,
+            max_position_embeddings=CONTEXT,
             tie_word_embeddings=True,
             attn_implementation="eager",
             bos_token_id=None,
@@ -223,19 +240,33 @@ def main(config: PretrainConfig) -> None:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+
+
+def make_evaluation(model: NextToken, val: Blocks) -> Callable[[], dict[str, float]]:
+    """Return what measures loss (nats per token) and next-token accuracy on all of `val`."""
+
+    @torch.no_grad()
+    def evaluate() -> dict[str, float]:
+        output = model(empty_carry(len(val)), **val.batch(torch.arange(len(val))))
+        hit = (output.logits[:, 1:].argmax(-1) == val.rows[:, 1:].long()).float().mean().item()
+        return {"val/loss": output.loss.item(), "val/exact_accuracy": 0.0, "val/accuracy": hit}
+
+    return evaluate
+
+
+def pretrain(config: PretrainConfig) -> int:
+    """Train, evaluate, save model, tokenizer and card; returns the exit code."""
+    started = time.perf_counter()
+    tokenizer = train_tokenizer(config)
+    data = Blocks(config, tokenizer, config.seed + 2)
+    val = Blocks(PretrainConfig(num_blocks=64, block_size=config.block_size), tokenizer, 10**6)
+    model = make_model(config, tokenizer)
     parameters = sum(p.numel() for p in model.parameters())
     print(
         f"{len(data):,} rows of {config.block_size} tokens | {parameters:,} parameters", flush=True
     )
-    val = Blocks(PretrainConfig(num_blocks=64, block_size=config.block_size), tokenizer, 10**6)
     wrapper = NextToken(model)
-
-    @torch.no_grad()
-    def evaluate() -> dict[str, float]:
-        output = wrapper(empty_carry(64), **val.batch(torch.arange(64)))
-        hit = (output.logits[:, 1:].argmax(-1) == val.rows[:, 1:].long()).float().mean().item()
-        return {"val/loss": output.loss.item(), "val/exact_accuracy": 0.0, "val/accuracy": hit}
-
+    evaluate = make_evaluation(wrapper, val)
     train = TrainConfig(
         max_steps=config.max_steps,
         batch_size=config.batch_size,
@@ -246,9 +277,9 @@ def main(config: PretrainConfig) -> None:
     )
     trainer = Trainer(Accelerator(), wrapper, data, train, config.output_dir, evaluate)
     trainer.resume()
-    if trainer.run():
+    if stopped := trainer.run():
         print("stopped; the same command goes on from here")
-        return
+        return 128 + stopped
     trainer.use_best_weights()
     target = config.output_dir / "model"
     model.save_pretrained(target)
@@ -263,12 +294,20 @@ def main(config: PretrainConfig) -> None:
         block=config.block_size,
         minutes=(time.perf_counter() - started) / 60,
         threads=torch.get_num_threads(),
-        val=64,
+        val=len(val),
         loss=evaluate()["val/loss"],
     )
     (target / "README.md").write_text(card)
     print(json.dumps({"folder": str(target), **evaluate()}))
+    return 0
+
+
+def main() -> int:
+    """Run the recipe; returns the exit code."""
+    config = read_options(PretrainConfig(), sys.argv[1:], __doc__ or "")
+    with RunLock(config.output_dir):
+        return pretrain(config)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(PretrainConfig, description=__doc__))
+    run_script(main)

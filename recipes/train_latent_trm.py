@@ -96,7 +96,7 @@ def main() -> int:
     transformers_logging.disable_progress_bar()
     name, config, resume = parse(sys.argv[1:], PRESETS, __doc__ or "")
     run = Run(name, config, resume)
-    with run.lock():
+    with run.hold():
         run.prepare()
         model, trainer = train_reasoner(run, run.folder, config.train)
         run.say("evaluating")

@@ -298,7 +298,7 @@ def main() -> int:
     name, config, resume = parse(sys.argv[1:], PRESETS, __doc__ or "")
     is_arc = isinstance(config, ArcRunConfig)
     run = ArcRun(name, config, resume) if is_arc else PuzzleRun(name, config, resume)
-    with run.lock():
+    with run.hold():
         run.open_folder()
         model, trainer = run.train_model(run.folder, config.model, config.train)
         run.say("evaluating")

@@ -21,7 +21,7 @@ ROWS = (
     {"core"},
     {"latent_reasoner", "controls"},
     {"data", "optim", "metrics", "checkpoint", "run_lock", "results"},
-    {"training", "evaluation", "report", "runs"},
+    {"progress", "training", "evaluation", "report", "runs"},
     {"run_frame"},
     {"puzzles", "experiment"},
     {"comparison"},

@@ -59,7 +59,9 @@ def test_links_and_paths_exist():
 
 
 def test_solve_commands_give_valid_solutions(tmp_path):
-    puzzles = re.findall(r"^python -m latent_reason solve ('[^']*'|[^-\s]\S*)", README, re.MULTILINE)
+    puzzles = re.findall(
+        r"^python -m latent_reason solve ('[^']*'|[^-\s]\S*)", README, re.MULTILINE
+    )
     assert len(puzzles) == 3
     for puzzle in puzzles:
         words = ["-m", "latent_reason", "solve", puzzle.strip("'")]

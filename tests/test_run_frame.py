@@ -188,9 +188,9 @@ def test_a_folder_with_a_run_is_not_overwritten_but_resumed(tmp_path: Path) -> N
 
 def test_a_locked_folder_is_refused_and_released(tmp_path: Path) -> None:
     run = frame(tmp_path / "run")
-    with run.lock():
+    with run.hold():
         assert (run.folder / ".lock").exists()
-        with pytest.raises(ConfigError, match="in use by process"), run.lock():
+        with pytest.raises(ConfigError, match="in use by process"), run.hold():
             pass
     assert not (run.folder / ".lock").exists()
 
@@ -208,7 +208,7 @@ def frame_on_two(folder: Path) -> None:
     with open(folder / f"out-{os.getpid()}", "w") as stream:
         sys.stdout = stream
         run = RunFrame("some.py", "plain", Config(), False)
-        with run.lock():
+        with run.hold():
             run.accelerator.wait_for_everyone()
             assert (run.folder / ".lock").exists()
             run.open_folder()

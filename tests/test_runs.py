@@ -144,6 +144,22 @@ def test_one_process_passes(monkeypatch: pytest.MonkeyPatch, words: list[str]) -
     check_world(Accelerator())
 
 
+def test_a_number_in_a_file_of_accelerate_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "cpu.yaml"
+    file.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 3\n"
+    )
+    for option in ([f"--config_file={file}"], ["--config_file", str(file)]):
+        launched_by(monkeypatch, "python", "/bin/accelerate", "launch", *option, "x.py")
+        with pytest.raises(ConfigError, match="3 processes were asked for, 1 formed"):
+            check_world(Accelerator())
+        number = ["--num_processes", "1"]
+        launched_by(monkeypatch, "python", "/bin/accelerate", "launch", *option, *number, "x.py")
+        check_world(Accelerator())
+
+
 def check_two(folder: Path) -> None:
     accelerator = Accelerator()
     assert accelerator.num_processes == 2

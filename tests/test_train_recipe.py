@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_recipes import Finished, assert_refused, at_step, become, no_report, run_recipe
 from tiny_runs import make_examples, on_two_processes, read_lines
 
@@ -28,7 +29,7 @@ from recipes import train_latent_trm as recipe
 
 pytestmark = pytest.mark.usefixtures("one_process")
 ROOT = Path(__file__).parents[1]
-SPLITS = {"train": 24, "val": 6, "test": 7, "wording": 7}
+SPLITS = {"train": 24, "val": 6, "test": 7, "wording": 7, "longer": 7}
 SHRUNK = (
     "--task sorting --num-train 24 --num-val 6 --num-test 7 --refinement-steps 1 4 "
     "--model.reasoner.hidden-size 16 --train.max-steps 12 --train.batch-size 4 "
@@ -127,7 +128,8 @@ def test_results_are_valid_and_complete(whole: Path, base: str) -> None:
     assert {row["task"] for row in rows} == {"sorting"}
     own = [row for row in rows if row["system"] == "latent reasoner"]
     found = [(row["split"], row["refinement_steps"]) for row in own]
-    assert found == [("test", 1), ("test", 3), ("test", 4), ("wording", 3)]
+    tests = [("test", 1), ("test", 3), ("test", 4)]
+    assert found == [*tests, *((split, n) for split in ("wording", "longer") for n in (3, 6))]
     others = [row["system"] for row in rows if row["system"] != "latent reasoner"]
     assert others[0].startswith("latent reasoner, halts itself at ")
     slots = [f"latent reasoner, {kind} slots" for kind in ("shuffled", "mean", "no")]
@@ -341,6 +343,49 @@ def test_a_stopped_run_says_how_to_resume(
     assert_same_results(tmp_path / "run", whole)
 
 
+def signal_in_evaluation(number: int) -> Callable[[], None]:
+    """Return what makes a run send itself a signal as soon as it evaluates."""
+
+    def prepare() -> None:
+        no_report()
+        recipe.evaluate_reasoner = lambda *arguments: os.kill(os.getpid(), number)
+
+    return prepare
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_stopped_outside_of_training_says_how_to_resume(
+    base: str, whole: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    words = smoke(base, "--output-dir", "run")
+    done = run_here(tmp_path, words, signal_in_evaluation(number))
+    assert done.code == 128 + number
+    assert done.out.splitlines()[-2:] == [
+        f"stopped by signal {int(number)}",
+        "resume with: python recipes/train_latent_trm.py --resume run",
+    ]
+    assert done.err == ""
+    assert not (tmp_path / "run" / ".lock").exists()
+    done = run_here(tmp_path, ["--resume", "run"])
+    assert done.code == 0, done.err
+    assert_same_results(tmp_path / "run", whole)
+
+
+FEW = "--num-train 16 --num-val 4 --num-test 4 --train.max-steps 2 --train.batch-size 4".split()
+
+
+@pytest.mark.parametrize(
+    "preset", [name for name in recipe.PRESETS if name not in ("qwen3-0.6b", "smoke")]
+)
+def test_every_preset_of_cpus_runs_on_the_embedded_base(preset: str, tmp_path: Path) -> None:
+    words = [preset, *FEW, "--refinement-steps", "1", "--output-dir", "run"]
+    done = run_here(tmp_path, words)
+    assert done.code == 0, done.err
+    rows = load_results(tmp_path / "run" / "results.json")["rows"]
+    expected = "permutations" if preset in ("default", "soft") else preset.replace("-", "_")
+    assert {row["task"] for row in rows} == {expected}
+
+
 # Bad input: one line, exit code 2, no run folder
 
 
@@ -355,6 +400,8 @@ BAD_OPTIONS = [
     (["smoke", "--train.max-steps", "ten"], ["--train.max-steps", "'ten'"]),
     (["smoke", "--refinement-steps", "0", "4"], ["refinement_steps: got (0, 4)"]),
     (["smoke", "--num-val", "0"], ["num_val: got 0, expected at least 1"]),
+    (["smoke", "--model.answer-delimiter", ""], ["answer_delimiter: got '', expected some text"]),
+    (["smoke", "--train.cycles-curriculum", "0.1", "0.5"], ["cycles_curriculum: got (0.1, 0.5)"]),
     (["smoke", "--train-data", "x.jsonl"], ["train_data and test_data: got one"]),
     (["smoke", "--base", "/no/such/folder"], ["base /no/such/folder: cannot be loaded"]),
     (["smoke", "--base", "nobody/no-such-model"], ["base nobody/no-such-model: cannot be loaded"]),
@@ -434,8 +481,43 @@ def test_a_prompt_in_training_and_test(base: str, tmp_path: Path) -> None:
     words = own_data(tmp_path)
     write_rows(tmp_path / "held_out.jsonl", [*make_examples(2, start=60), make_examples(5)[4]])
     done = run_here(tmp_path, smoke(base, *words, *OUTPUT))
-    assert_refused(done, "held_out.jsonl:3: this prompt is line 5 of", "mine.jsonl")
+    assert_refused(
+        done, "held_out.jsonl:3: this prompt, held out for test, is line 5 of", "mine.jsonl"
+    )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_in_training_and_validation(base: str, tmp_path: Path) -> None:
+    words = own_data(tmp_path)
+    rows = make_examples(24)
+    write_rows(tmp_path / "mine.jsonl", [*rows[:23], rows[4]])
+    done = run_here(tmp_path, smoke(base, *words, *OUTPUT))
+    assert_refused(done, "mine.jsonl:24: this prompt, held out for validation, is line 5 of")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["mine.jsonl", "held_out.jsonl"])
+def test_a_prompt_longer_than_the_context(base: str, tmp_path: Path, name: str) -> None:
+    words = own_data(tmp_path)
+    rows = (tmp_path / name).read_text().splitlines()
+    rows[3] = line("add " + 300 * "1 ", "2")
+    (tmp_path / name).write_text("\n".join(rows) + "\n")
+    done = run_here(tmp_path, smoke(base, *words, *OUTPUT))
+    assert_refused(done, f"{name}:4: the prompt has ", "takes 256, ", "for slots and answer")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_base_whose_output_layer_does_not_fit(
+    make_llm: Callable[..., FrozenLLM], base: str, tmp_path: Path
+) -> None:
+    def prepare() -> None:
+        no_report()
+        monkey = pytest.MonkeyPatch()
+        monkey.setattr(FrozenLLM, "lm_head", lambda self, hidden: hidden @ torch.zeros(3, 4))
+
+    done = run_here(tmp_path, smoke(base, *OUTPUT), prepare)
+    assert_refused(done, "its output layer does not take its hidden states")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_too_few_rows_to_validate(base: str, tmp_path: Path) -> None:

@@ -226,11 +226,6 @@ def test_resume_refuses_another_model(base: FrozenLLM, make_llm: MakeLLM, whole:
 # Several processes
 
 
-# Slots start alike, so the gradient of their attention is rounding noise; with the usual epsilon
-# Adam takes whole steps along it.
-STEADY = replace(TRAIN, adamw_eps=1e-5)
-
-
 def train_two(base: FrozenLLM, folder: Path, train: TrainConfig) -> None:
     trainer = make_trainer(base, folder, train=train)
     assert trainer.accelerator.num_processes == 2
@@ -242,7 +237,7 @@ def train_two(base: FrozenLLM, folder: Path, train: TrainConfig) -> None:
 
 
 def test_two_processes_do_what_one_does(base: FrozenLLM, tmp_path: Path) -> None:
-    train = replace(STEADY, max_steps=50, batch_size=8, learning_rate=1e-3, save_every=20)
+    train = replace(TRAIN, max_steps=50, batch_size=8, learning_rate=1e-3, save_every=20)
     make_trainer(base, tmp_path / "one", train=train).run()
     on_two_processes(train_two, base, tmp_path / "two", train)
     assert_nearly_same_run(tmp_path / "two", tmp_path / "one", tolerance=1e-6)
@@ -259,10 +254,10 @@ def stop_at(step: int, number: int = signal.SIGTERM, rank: int = 0) -> Callable[
 
 
 def test_two_processes_finish_what_one_began(base: FrozenLLM, tmp_path: Path) -> None:
-    make_trainer(base, tmp_path / "one", train=STEADY).run()
+    make_trainer(base, tmp_path / "one", train=TRAIN).run()
     data = Probe(make_data(base, NUM_EXAMPLES), stop_at(8))
-    assert make_trainer(base, tmp_path / "both", data, STEADY).run() == signal.SIGTERM
-    on_two_processes(train_two, base, tmp_path / "both", STEADY)
+    assert make_trainer(base, tmp_path / "both", data, TRAIN).run() == signal.SIGTERM
+    on_two_processes(train_two, base, tmp_path / "both", TRAIN)
     assert_nearly_same_run(tmp_path / "both", tmp_path / "one", tolerance=1e-5)
 
 
@@ -321,7 +316,7 @@ def test_a_second_signal_acts_at_once(base: FrozenLLM, tmp_path: Path) -> None:
 
 def stop_two(base: FrozenLLM, folder: Path) -> None:
     data = Probe(make_data(base, NUM_EXAMPLES), stop_at(6, rank=1))
-    trainer = make_trainer(base, folder, data, STEADY)
+    trainer = make_trainer(base, folder, data, TRAIN)
     assert trainer.accelerator.num_processes == 2
     assert trainer.run() == signal.SIGTERM
     (folder / f"stopped-{trainer.accelerator.process_index}").write_text(str(trainer.step))
@@ -330,11 +325,11 @@ def stop_two(base: FrozenLLM, folder: Path) -> None:
 def test_a_signal_to_one_process_stops_both_at_the_same_step(
     base: FrozenLLM, tmp_path: Path
 ) -> None:
-    make_trainer(base, tmp_path / "one", train=STEADY).run()
+    make_trainer(base, tmp_path / "one", train=TRAIN).run()
     folder = tmp_path / "stopped"
     on_two_processes(stop_two, base, folder)
     assert [(folder / f"stopped-{rank}").read_text() for rank in (0, 1)] == ["6", "6"]
-    on_two_processes(train_two, base, folder, STEADY)
+    on_two_processes(train_two, base, folder, TRAIN)
     assert_nearly_same_run(folder, tmp_path / "one", tolerance=1e-5)
 
 

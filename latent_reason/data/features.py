@@ -1,6 +1,7 @@
 """The cache of base states: a frozen base reads every prompt once, its states stay on disk.
 
-Valid for the `head` writer, whose training needs nothing of the base but these states.
+Writer `head` needs nothing of the base but these states; writer `soft` trains on them until it
+learns through the base, and reads the base anew where it generates.
 """
 
 from __future__ import annotations
