@@ -456,11 +456,11 @@ def test_a_tiny_reasoner_memorises_eight_examples(base: FrozenLLM, tmp_path: Pat
         base,
         tmp_path,
         make_data(base, 8),
-        max_steps=200,
+        max_steps=300,
         batch_size=8,
-        eval_every=200,
+        eval_every=300,
         log_every=10,
-        save_every=200,
+        save_every=300,
         halt=halt,
     )
     torch.nn.init.constant_(trainer.model.core.q_head.bias, -5.0)
