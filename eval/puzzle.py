@@ -3,9 +3,12 @@
     python eval/puzzle.py --model runs/x/model --data test.csv.gz --refinement-steps 1 4 16 64
     python eval/puzzle.py --model runs/x/model --data test.csv.gz --num 1000 --seed 0
     python eval/puzzle.py --model runs/x/model --num 1000 --output rows.json   # generated puzzles
+    python eval/puzzle.py --model runs/arc/model --data arc-agi_evaluation_challenges.json \
+        --votes 100 --submission submission.json
 
 The code is the recipe's own; rows.json has the rows of results.json. Averaged weights and, where
-the folder holds them, raw ones are evaluated.
+the folder holds them, raw ones are evaluated. ARC models vote after the most refinement steps; they
+are scored if all answers are known.
 """
 
 from __future__ import annotations
@@ -16,15 +19,25 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from latent_reason.data.arc_canvas import ArcCanvas
+from latent_reason.data.arc_files import ArcTask
+from latent_reason.data.arc_hub import find_arc
 from latent_reason.data.puzzle_files import read_puzzle_csv, subsample
 from latent_reason.data.puzzles import Puzzle, PuzzleDataset
 from latent_reason.errors import ConfigError, DataError
+from latent_reason.puzzles.arc_experiment import tests_as_they_are
+from latent_reason.puzzles.arc_solving import BATCH_SIZE as ARC_BATCH_SIZE
+from latent_reason.puzzles.arc_solving import NUM_VOTES
+from latent_reason.puzzles.arc_table import known_tasks
+from latent_reason.puzzles.arc_voting import collect_votes, pass_rows
 from latent_reason.puzzles.evaluation import PuzzleEvaluator, Sweep
 from latent_reason.puzzles.folder import SavedPuzzleModel, load_puzzle_model
+from latent_reason.puzzles.model import PuzzleModel
 from latent_reason.report import format_table
 from latent_reason.runs import Parser, check_world, environment, run_script, write_json
 
 NUM_GENERATED = 1000
+BATCH_SIZE = 256
 SYSTEMS = {"averaged": "reasoner", "raw": "reasoner, raw weights"}
 
 
@@ -36,16 +49,24 @@ def read_options() -> argparse.Namespace:
     """
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of save_puzzle_model")
-    parser.add_argument("--data", type=Path, help="CSV, arrays or Hub name; default: generated")
+    parser.add_argument(
+        "--data", type=Path, help="CSV, arrays, ARC JSON or Hub name; default: generated"
+    )
     parser.add_argument(
         "--refinement-steps", type=int, nargs="+", default=[1, 2, 4, 8, 16], metavar="N"
     )
-    parser.add_argument("--num", type=int, metavar="N", help="the first N puzzles of the data")
+    parser.add_argument("--num", type=int, metavar="N", help="the first N puzzles or ARC tasks")
     parser.add_argument("--seed", type=int, help="draw or generate the puzzles with this seed")
     parser.add_argument("--weights", choices=("all", "averaged", "raw"), default="all")
-    parser.add_argument("--batch-size", type=int, default=256, metavar="N")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="default 256, 16 for ARC")
     parser.add_argument("--bf16", action="store_true", help="compute in bf16")
     parser.add_argument("--output", type=Path, help="write the rows to this JSON file")
+    parser.add_argument(
+        "--votes", type=int, metavar="N", help="turns and colourings of an ARC task; default 10"
+    )
+    parser.add_argument(
+        "--submission", type=Path, metavar="FILE", help="write the votes on ARC as Kaggle wants"
+    )
     options = parser.parse_args()
     for name in ("batch_size", "num"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
@@ -56,8 +77,10 @@ def read_options() -> argparse.Namespace:
         raise ConfigError(f"seed: got {options.seed}, expected 0 to 2**32 - 1")
     if options.seed is not None and options.data is not None and options.num is None:
         raise ConfigError("seed: it draws some puzzles of the data; say how many with --num")
-    if options.output is not None and not options.output.parent.is_dir():
-        raise ConfigError(f"output: there is no folder {options.output.parent}; make it first")
+    for name in ("output", "submission"):
+        path = getattr(options, name)
+        if path is not None and not path.parent.is_dir():
+            raise ConfigError(f"{name}: there is no folder {path.parent}; make it first")
     return options
 
 
@@ -118,26 +141,101 @@ def load_models(folder: Path, wanted: str) -> dict[str, SavedPuzzleModel]:
     return models
 
 
+def evaluate(
+    options: argparse.Namespace, models: dict[str, SavedPuzzleModel], accelerator: Accelerator
+) -> list[dict[str, Any]]:
+    """Return the rows of models by kind of weights; see `load_data` for what is raised."""
+    for name in ("votes", "submission"):
+        if getattr(options, name) is not None:
+            raise ConfigError(f"{name}: expected with a model for ARC only; leave it out")
+    first = next(iter(models.values()))
+    data, about = load_data(
+        first.puzzle, first.puzzle_name, options.data, options.num, options.seed
+    )
+    data.to(accelerator.device)
+    size = options.batch_size or BATCH_SIZE
+    evaluator = PuzzleEvaluator(data, accelerator, options.bf16, size)
+    rows = []
+    for weights, saved in models.items():
+        model = saved.model.to(accelerator.device)
+        sweep = evaluator.sweep(model, options.refinement_steps)
+        about_model = about | size_of(model)
+        rows += [row | about_model for row in rows_of(SYSTEMS[weights], sweep)]
+    return rows
+
+
+def size_of(model: PuzzleModel) -> dict[str, int]:
+    """Return what a row says of a model."""
+    return {"trainable_parameters": sum(p.numel() for p in model.parameters())}
+
+
+def load_tasks(options: argparse.Namespace) -> tuple[list[ArcTask], dict[str, Any], bool]:
+    """Return the ARC tasks, what the rows say of them, and whether all answers are known.
+
+    Raises:
+        ConfigError: no data, or options that ARC does not have.
+        DataError: the data are not usable, too few, or there is nothing to do with them.
+    """
+    if options.data is None or options.seed is not None:
+        raise ConfigError("data: ARC has no generator; give --data, without --seed")
+    tasks = find_arc(str(options.data), "test")
+    about = {"task": options.data.name.partition(".")[0], "split": "file"}
+    if options.num is not None:
+        if len(tasks) < options.num:
+            raise DataError(
+                f"{options.data}: {len(tasks)} tasks, {options.num} are asked for; lower --num"
+            )
+        tasks, about["subset"] = tasks[: options.num], f"first {options.num}"
+    scored = all(pair.output is not None for task in tasks for pair in task.test)
+    if not scored and options.submission is None:
+        raise DataError(
+            f"{options.data}: no answers to all of the test pairs; put the solutions beside it, or "
+            "ask for a --submission"
+        )
+    return tasks, about, scored
+
+
+def evaluate_arc(
+    options: argparse.Namespace, models: dict[str, SavedPuzzleModel], accelerator: Accelerator
+) -> list[dict[str, Any]]:
+    """Return the rows of ARC models, none without answers; write the submission of the first.
+
+    Raises:
+        UserError: see `load_tasks`, `known_tasks` and `collect_votes`.
+    """
+    tasks, about, scored = load_tasks(options)
+    num_votes = NUM_VOTES if options.votes is None else options.votes
+    steps, size = max(options.refinement_steps), options.batch_size or ARC_BATCH_SIZE
+    config = next(iter(models.values())).model.config
+    dataset = known_tasks(options.model, config, tasks).to(accelerator.device)
+    evaluator = PuzzleEvaluator(tests_as_they_are(dataset), accelerator, options.bf16, size)
+    rows, submission = [], options.submission
+    for weights, saved in models.items():
+        model, system = saved.model.to(accelerator.device), SYSTEMS[weights]
+        votes = collect_votes(
+            model, dataset, num_votes, steps, size, accelerator, options.bf16, accelerator.print
+        )
+        if submission is not None and accelerator.is_main_process:
+            votes.write_submission(submission)
+            print(f"submission of the {weights} weights: {submission}")
+        submission = None
+        if scored:
+            sweep = evaluator.sweep(model, options.refinement_steps)
+            found = pass_rows(votes, system, num_votes, {"refinement_steps": steps})
+            rows += [row | about | size_of(model) for row in [*rows_of(system, sweep), *found]]
+    return rows
+
+
 def main() -> int:
     """Evaluate and print the table; returns the exit code."""
     options = read_options()
     accelerator = Accelerator()
     check_world(accelerator)
     models = load_models(options.model, options.weights)
-    first = next(iter(models.values()))
-    data, about = load_data(
-        first.puzzle, first.puzzle_name, options.data, options.num, options.seed
-    )
-    data.to(accelerator.device)
-    evaluator = PuzzleEvaluator(data, accelerator, options.bf16, options.batch_size)
-    rows = []
-    for weights, saved in models.items():
-        model = saved.model.to(accelerator.device)
-        size = {"trainable_parameters": sum(p.numel() for p in model.parameters())}
-        sweep = evaluator.sweep(model, options.refinement_steps)
-        rows += [row | about | size for row in rows_of(SYSTEMS[weights], sweep)]
+    is_arc = any(isinstance(saved.puzzle, ArcCanvas) for saved in models.values())
+    rows = (evaluate_arc if is_arc else evaluate)(options, models, accelerator)
     if accelerator.is_main_process:
-        print(format_table(rows))
+        print(format_table(rows) if rows else "not scored: the data have no answers to all tests")
         for row in rows:
             if row["refinement_steps"] == max(options.refinement_steps) and "valid_accuracy" in row:
                 share = f"{100 * row['valid_accuracy']:.1f} %"

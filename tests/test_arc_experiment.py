@@ -26,6 +26,7 @@ from latent_reason.data.arc_files import ArcPair, ArcTask
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.halting import Carry
 from latent_reason.puzzles.arc_experiment import ArcRun, ArcRunConfig, hold_out
+from latent_reason.puzzles.experiment import PuzzleRunConfig, load_splits
 from latent_reason.puzzles.model import PuzzleOutput
 from latent_reason.results import load_results
 from latent_reason.runs import run_script
@@ -106,6 +107,7 @@ class Oracle(nn.Module):
 
     def __init__(self, run: ArcRun, answer: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
+        self.config = run.config.model
         self.known = {}
         for test in range(len(run.tasks.tests)):
             for k in range(1 + run.tasks.num_augmentations):
@@ -301,6 +303,13 @@ def test_tasks_that_leak_are_named(tmp_path, capsys):
 def test_options_that_cannot_be(changes, message):
     with pytest.raises(ConfigError, match=message):
         replace(CONFIG, num_train=0, **changes)
+
+
+def test_other_presets_do_not_take_arc():
+    with pytest.raises(
+        ConfigError, match="puzzle: got 'arc', expected another puzzle, or a preset"
+    ):
+        load_splits(PuzzleRunConfig(puzzle="arc"))
 
 
 def test_files_must_be_given(tmp_path):

@@ -18,10 +18,10 @@ from latent_reason import run_frame
 from latent_reason.data.arc import ArcDataset
 from latent_reason.data.arc_files import ArcPair, ArcTask
 from latent_reason.errors import CheckpointError, ConfigError, DataError
-from latent_reason.puzzles import arc_solving
+from latent_reason.puzzles import arc_voting
 from latent_reason.puzzles.arc_experiment import ArcRun
 from latent_reason.puzzles.arc_solving import ArcSolution, solve_arc
-from latent_reason.puzzles.arc_table import ArcTable, read_table
+from latent_reason.puzzles.arc_table import ArcTable, known_tasks, read_table, write_table
 from latent_reason.puzzles.folder import save_puzzle_model
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -51,10 +51,8 @@ def model_of(arc_run: ArcRun) -> Any:
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, oracle: Oracle) -> None:
     """Let `oracle` answer in place of the model of the folder."""
-    refine = arc_solving.refine
-    monkeypatch.setattr(
-        arc_solving, "refine", lambda model, batch, steps: refine(oracle, batch, steps)
-    )
+    refine = arc_voting.refine
+    monkeypatch.setattr(arc_voting, "refine", lambda model, *rest: refine(oracle, *rest))
 
 
 def write_task(path: Path, task: ArcTask, answers: bool = True) -> Path:
@@ -80,10 +78,11 @@ def lines(pair: ArcPair) -> str:
 # Identifiers
 
 
-def test_a_task_by_itself_has_the_identifiers_that_it_had_among_all():
+def test_a_task_by_itself_has_the_identifiers_that_it_had_among_all(tmp_path):
     whole = ArcDataset(TRAINING, EVALUATION, 4, seed=3)
+    write_table(tmp_path, whole)
     for index, task in enumerate(EVALUATION, start=len(TRAINING)):
-        alone = ArcDataset([], [task], 4, 3, first_task=index)
+        alone = known_tasks(tmp_path, replace(CONFIG.model, num_puzzles=NUM_ROWS), [task])
         tests = torch.arange(len(task.test)).repeat_interleave(5)
         k = torch.arange(5).repeat(len(task.test))
         first = whole.tests.index((index, 0))
@@ -97,9 +96,8 @@ def test_a_task_by_itself_has_the_identifiers_that_it_had_among_all():
         ):
             assert torch.equal(one, other)
     assert alone.num_puzzle_identifiers == whole.num_puzzle_identifiers == NUM_ROWS
-    positions = torch.arange(len(alone))
-    trained = alone.at(positions, 0)["puzzle_identifiers"]
-    assert ((trained - 1) // 5 == len(TRAINING) + len(EVALUATION) - 1).all()
+    some = known_tasks(tmp_path, replace(CONFIG.model, num_puzzles=NUM_ROWS), EVALUATION[::-2])
+    assert [some.tasks[task].name for task, _ in some.tests] == ["e", "e", "g"]
 
 
 def test_a_run_writes_what_its_puzzle_table_stands_for(arc_run):
@@ -285,6 +283,7 @@ def test_a_task_that_it_cannot_solve(arc_run, tmp_path, monkeypatch, capsys):
         (["e.json", "--model", "run/model", "--votes", "x"], "invalid int value: 'x'"),
         (["e.json", "--model", "run/model", "--task", "f"], "e.json: has no task 'f'"),
         (["stranger.json", "--model", "run/model"], "task 'stranger': the model was not trained"),
+        (["1" * 81, "--model", "run/model"], "model: made for ARC; give it an ARC task, a .json"),
         (["1" * 81, "--votes", "3"], "--votes and --task: expected with an ARC task only"),
     ],
 )

@@ -90,7 +90,7 @@ def test_batches_hold_every_test_under_every_augmentation_once():
 
 
 def test_augmentations_that_were_not_trained_are_refused():
-    with pytest.raises(ConfigError, match="num_augmentations: got 7, expected 0 to the 6"):
+    with pytest.raises(ConfigError, match="votes: got 7, expected 0 to the model's 6"):
         next(evaluation_batches(make_dataset(), 7, batch_size=5))
     assert list(evaluation_batches(make_dataset([]), 6, batch_size=5)) == []
 

@@ -30,6 +30,15 @@ def test_a_name_gives_kind_and_size(
     assert valid is not None and valid.all()
 
 
+def test_arc_is_known_and_has_no_generator() -> None:
+    puzzle = find_puzzle("arc")
+    assert (puzzle.num_cells, puzzle.vocab_size) == (900, 12)
+    with pytest.raises(ConfigError, match="puzzle arc: has no generator"):
+        puzzle.generate(1, seed=0)
+    with pytest.raises(ConfigError, match="state-tracking-N .*, arc$"):
+        find_puzzle("arc-agi")
+
+
 @pytest.mark.parametrize("name", ["sudoku-5x5", "sudoku-9x4", "sorting", "maze-9", "chess-8x8"])
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"puzzle: got '{name}', expected"):

@@ -59,11 +59,9 @@ class ArcDataset:
         evaluation: tasks of which only the train pairs are.
         num_augmentations: of each task, besides the task as it is.
         seed: of the augmentations; puzzle embeddings only fit the seed that they trained with.
-        first_task: index in the model's puzzle table of the first task, for a part of the tasks
-            that a model was trained with.
 
     Attributes:
-        tasks: training, then evaluation tasks; first_task + index is the task of an identifier.
+        tasks: training, then evaluation tasks; the task of an identifier is an index into them.
         tests: (task, number of the test pair from 0) of each test pair to predict.
 
     Raises:
@@ -77,10 +75,8 @@ class ArcDataset:
         evaluation: Sequence[ArcTask],
         num_augmentations: int,
         seed: int,
-        first_task: int = 0,
     ) -> None:
         self.tasks = [*training, *evaluation]
-        self.first_task = first_task
         self.num_augmentations, self.seed = num_augmentations, seed
         self._check(len(training))
         pairs: list[tuple[int, ArcPair]] = []
@@ -127,8 +123,8 @@ class ArcDataset:
 
     @property
     def num_puzzle_identifiers(self) -> int:
-        """Rows of the puzzle table up to the last task, with the blank one."""
-        return 1 + (self.first_task + len(self.tasks)) * (1 + self.num_augmentations)
+        """Rows of the puzzle table, with the blank one."""
+        return 1 + len(self.tasks) * (1 + self.num_augmentations)
 
     @property
     def vocab_size(self) -> int:
@@ -196,8 +192,12 @@ class ArcDataset:
         tests, k = tests.to(device), k.to(device)
         return self._placed(self._test, tests, k, tests.new_zeros(len(tests), 2))
 
+    def test_identifiers(self, tests: Tensor, k: Tensor) -> Tensor:
+        """Return the identifiers (B,) of `tests` (B,) under augmentations k (B,), on the CPU."""
+        return self._identifiers(self._test.tasks.cpu()[tests], k)
+
     def _identifiers(self, tasks: Tensor, k: Tensor) -> Tensor:
-        return 1 + (self.first_task + tasks) * (1 + self.num_augmentations) + k
+        return 1 + tasks * (1 + self.num_augmentations) + k
 
     def _visited(self, positions: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Map positions (B,) to training pairs and to the visits to tasks that they are part of.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,15 +19,13 @@ from latent_reason.data.arc_leaks import find_arc_leaks
 from latent_reason.data.puzzles import PAD, PuzzleDataset
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.losses import IGNORE_INDEX
-from latent_reason.metrics import wilson_interval
 from latent_reason.puzzles.arc_table import write_table
-from latent_reason.puzzles.arc_voting import ArcVotes, evaluation_batches
-from latent_reason.puzzles.evaluation import PuzzleEvaluator, refine
+from latent_reason.puzzles.arc_voting import ArcVotes, collect_votes, pass_rows
+from latent_reason.puzzles.evaluation import PuzzleEvaluator
 from latent_reason.puzzles.experiment import PuzzleRun, PuzzleRunConfig
 from latent_reason.puzzles.model import PuzzleModel
 from latent_reason.training import Trainer, use_bf16
 
-PASS_AT = (1, 2, 5, 10, 100, 1000)
 MIN_SHOWN = 2
 """Demonstrations that a task keeps when one is held out for validation."""
 
@@ -166,29 +163,18 @@ class ArcRun(PuzzleRun):
         return PuzzleEvaluator(self.data[split], self.accelerator, bf16, size)
 
     def vote(self, model: PuzzleModel) -> ArcVotes:
-        """Predict every test pair under num_votes augmentations and as it is, count the grids.
-
-        Every process takes a share of each batch and gets the votes of all.
-        """
-        config, accelerator, votes = self.arc, self.accelerator, ArcVotes(self.tasks)
-        bf16 = use_bf16(config.train, accelerator.device)
-        model.eval()
-        total, done = len(self.tasks.tests) * (1 + config.num_votes), 0
-        size = config.train.batch_size
-        for tests, batch in evaluation_batches(self.tasks, config.num_votes, size):
-            num = -(-len(tests) // accelerator.num_processes)
-            rows = torch.arange(num) + num * accelerator.process_index
-            rows = rows.clamp(max=len(tests) - 1).to(accelerator.device)
-            share = {key: value[rows] for key, value in batch.items()}
-            outputs = refine(model, share, config.train.halt.halt_max_steps, bf16)
-            last = deque(outputs, maxlen=1)[0]
-            tokens = accelerator.gather(last.logits.argmax(dim=-1))[: len(tests)]
-            q_halt_logits = accelerator.gather(last.q_halt_logits)[: len(tests)]
-            votes.add(tests, batch["puzzle_identifiers"], tokens, q_halt_logits)
-            before, done = done, done + len(tests)
-            if 10 * done // total > 10 * before // total:
-                self.say(f"votes {done:,}/{total:,}")
-        return votes
+        """Predict every test pair under num_votes augmentations and as it is, count the grids."""
+        config, accelerator = self.arc, self.accelerator
+        return collect_votes(
+            model,
+            self.tasks,
+            config.num_votes,
+            config.train.halt.halt_max_steps,
+            config.train.batch_size,
+            accelerator,
+            use_bf16(config.train, accelerator.device),
+            self.say,
+        )
 
     def evaluate(self, model: PuzzleModel, trainer: Trainer) -> None:
         """Add rows for single predictions and for votes; write submission.json."""
@@ -204,24 +190,13 @@ class ArcRun(PuzzleRun):
         if not self.scored:
             self.say("not scored: test_data has no answers to all of its test pairs")
             return
-        num_tasks = len({task for task, _ in self.tasks.tests})
-        for k in PASS_AT:
-            if k > 1 + config.num_votes:
-                break
-            score = votes.pass_at(k)
-            self.rows.append(
-                {
-                    "system": f"reasoner, pass@{k} of {1 + config.num_votes} votes",
-                    "task": config.puzzle,
-                    "split": "test",
-                    "refinement_steps": limit,
-                    "n": num_tasks,
-                    "exact_accuracy": score,
-                    "ci95": list(wilson_interval(score * num_tasks, num_tasks)),
-                    "num_test_pairs": len(self.tasks.tests),
-                    "num_leaks": self.num_leaks,
-                }
-            )
+        about = {
+            "task": config.puzzle,
+            "split": "test",
+            "refinement_steps": limit,
+            "num_leaks": self.num_leaks,
+        }
+        self.rows += pass_rows(votes, "reasoner", config.num_votes, about)
 
     def write(self, model: PuzzleModel) -> None:
         """Write what `PuzzleRun` does, and model/tasks.json, by which `solve` finds identifiers."""

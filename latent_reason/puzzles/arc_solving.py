@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from latent_reason.config import check
-from latent_reason.data.arc import ArcDataset
 from latent_reason.data.arc_canvas import ArcCanvas, draw
 from latent_reason.data.arc_files import ArcTask, read_arc
 from latent_reason.errors import ConfigError
-from latent_reason.model_folder import reading
-from latent_reason.puzzles.arc_table import ArcTable, read_table
-from latent_reason.puzzles.arc_voting import ArcVotes, evaluation_batches
-from latent_reason.puzzles.evaluation import refine
-from latent_reason.puzzles.folder import check_sizes, load_puzzle_model
+from latent_reason.puzzles.arc_table import known_tasks
+from latent_reason.puzzles.arc_voting import collect_votes
+from latent_reason.puzzles.folder import load_puzzle_model
 
 REFINEMENT_STEPS = 16
 NUM_VOTES = 10
-MAX_VOTES = 10_000
-"""Without a puzzle table; with one, as many as the augmentations that it was trained with."""
 BATCH_SIZE = 16
 
 
@@ -68,8 +62,8 @@ def solve_arc(
 ) -> list[ArcSolution]:
     """Predict the outputs of the test pairs of an ARC task.
 
-    A model with a puzzle table has learned an embedding for each task and augmentation; it takes
-    no other tasks, and knows them by name.
+    A model with a puzzle table takes only tasks that it has learned an embedding of, see
+    `arc_table.known_tasks`.
 
     Args:
         path: ARC file; the name of a single task is that of its file, as in the official ones.
@@ -85,26 +79,10 @@ def solve_arc(
     """
     check(refinement_steps >= 1, "refinement_steps", refinement_steps, "at least 1")
     chosen, saved = _choose(path, task), load_puzzle_model(model)
-    config = saved.model.config
     if saved.puzzle_name != ArcCanvas.name:
         raise ConfigError(f"model: made for puzzle {saved.puzzle_name!r}, expected one for ARC")
-    with reading(Path(model), "model", "recipes/train_puzzle.py for ARC"):
-        check_sizes(config, ArcCanvas(), ArcCanvas.name)
-    table = ArcTable([chosen.name], MAX_VOTES, seed=0)
-    if config.puzzle_emb_size:
-        table = read_table(Path(model), config.num_puzzles)
-    if chosen.name not in table.tasks:
-        raise ConfigError(
-            f"task {chosen.name!r}: the model was not trained with it and has no embedding of it; "
-            "train with its demonstrations: test_data of recipes/train_puzzle.py"
-        )
-    most, first = table.num_augmentations, table.tasks.index(chosen.name)
-    check(0 <= num_votes <= most, "votes", num_votes, f"0 to the model's {most} augmentations")
-    votes = ArcVotes(ArcDataset([], [chosen], most, table.seed, first))
-    for tests, batch in evaluation_batches(votes.dataset, num_votes, BATCH_SIZE):
-        last = deque(refine(saved.model, batch, refinement_steps), maxlen=1)[0]
-        tokens = last.logits.argmax(dim=-1)
-        votes.add(tests, batch["puzzle_identifiers"], tokens, last.q_halt_logits)
+    dataset = known_tasks(model, saved.model.config, [chosen])
+    votes = collect_votes(saved.model, dataset, num_votes, refinement_steps, BATCH_SIZE)
     solutions = []
     for test, pair in enumerate(chosen.test):
         best = next(iter(votes.ranked(test)), None)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from latent_reason.config import PuzzleModelConfig
 from latent_reason.data.arc import ArcDataset
+from latent_reason.data.arc_files import ArcTask
+from latent_reason.errors import ConfigError
 from latent_reason.model_folder import reading
 from latent_reason.runs import write_json
 
 TABLE = "tasks.json"
 MAX_BYTES = 4 * 1024**2
+MAX_VOTES = 10_000
+"""Without a puzzle table; with one, as many as the augmentations that it was trained with."""
 
 
 class ArcTable(NamedTuple):
@@ -51,3 +57,40 @@ def read_table(folder: Path, num_puzzles: int) -> ArcTable:
         if len(set(names)) < len(names) or 1 + len(names) * (1 + num) != num_puzzles:
             raise ValueError(f"{TABLE}: not of a puzzle table of {num_puzzles} rows")
     return table
+
+
+def known_tasks(
+    folder: str | Path, config: PuzzleModelConfig, tasks: Sequence[ArcTask]
+) -> ArcDataset:
+    """Return tasks to evaluate, with the identifiers by which a model knows them.
+
+    A model with a puzzle table has learned an embedding for each task and augmentation; it takes
+    no other tasks, and knows them by name.
+
+    Args:
+        folder: of the model.
+        config: of the model.
+        tasks: all of their test pairs are to be predicted.
+
+    Raises:
+        CheckpointError: the model has a puzzle table, and nothing usable says what is in it.
+        ConfigError: naming the first task that the table does not hold.
+    """
+    if not config.puzzle_emb_size:
+        return ArcDataset([], tasks, MAX_VOTES, seed=0)
+    table = read_table(Path(folder), config.num_puzzles)
+    check_known(tasks, table.tasks)
+    # The same tasks in the same order have the same identifiers.
+    given = {task.name: task for task in tasks}
+    places = [given.get(name, ArcTask(name, (), ())) for name in table.tasks]
+    return ArcDataset([], places, table.num_augmentations, table.seed)
+
+
+def check_known(tasks: Sequence[ArcTask], known: Container[str]) -> None:
+    """Raise ConfigError for the first task whose name is not known to a model."""
+    for task in tasks:
+        if task.name not in known:
+            raise ConfigError(
+                f"task {task.name!r}: the model was not trained with it and has no embedding of "
+                "it; train with its demonstrations: test_data of recipes/train_puzzle.py"
+            )

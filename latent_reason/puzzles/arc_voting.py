@@ -1,9 +1,6 @@
 """ARC by votes: predict a test input under many augmentations, undo them, count equal grids.
 
-    votes = ArcVotes(dataset)
-    for tests, batch in evaluation_batches(dataset, num_augmentations=100, batch_size=64):
-        predictions, q_halt_logits = ...  # of the model on the batch
-        votes.add(tests, batch["puzzle_identifiers"], predictions, q_halt_logits)
+    votes = collect_votes(model, dataset, num_votes=100, refinement_steps=16, batch_size=64)
     votes.pass_at(2), votes.write_submission(path)
 
 A prediction without a grid is no vote. Grids are ranked as by HRM and TRM: by the number of votes,
@@ -13,21 +10,28 @@ then by the mean halting confidence sigmoid(q_halt_logits) of their votes.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
+from latent_reason.config import check
 from latent_reason.data.arc import ArcDataset
 from latent_reason.data.arc_canvas import ArcSymmetry, crop
 from latent_reason.data.arc_files import Grid
-from latent_reason.errors import ConfigError, DataError
+from latent_reason.errors import DataError
+from latent_reason.metrics import wilson_interval
+from latent_reason.puzzles.evaluation import refine
+from latent_reason.puzzles.model import PuzzleModel
 from latent_reason.runs import write_json
 
+PASS_AT = (1, 2, 5, 10, 100, 1000)
 NUM_ATTEMPTS = 2
 PLACEHOLDER = [[0]]  # a submission needs a grid for each attempt
 
@@ -52,16 +56,65 @@ def evaluation_batches(
     Raises:
         ConfigError: more augmentations than the dataset has: they have no trained identifier.
     """
-    if not 0 <= num_augmentations <= dataset.num_augmentations:
-        raise ConfigError(
-            f"num_augmentations: got {num_augmentations}, expected 0 to the "
-            f"{dataset.num_augmentations} that the model was trained with"
-        )
+    most = dataset.num_augmentations
+    expected = f"0 to the model's {most} augmentations"
+    check(0 <= num_augmentations <= most, "votes", num_augmentations, expected)
     num_tests = len(dataset.tests)
     for places in torch.arange(num_tests * (1 + num_augmentations)).split(batch_size):
         if len(places):
             tests, k = places % num_tests, places // num_tests
             yield tests, dataset.test_batch(tests, k)
+
+
+def collect_votes(
+    model: PuzzleModel,
+    dataset: ArcDataset,
+    num_votes: int,
+    refinement_steps: int,
+    batch_size: int,
+    accelerator: Accelerator | None = None,
+    bf16: bool = False,
+    say: Callable[[str], object] = lambda line: None,
+) -> ArcVotes:
+    """Predict the test pairs of a dataset as they are and under augmentations, count the grids.
+
+    Args:
+        model: on the device of the dataset.
+        dataset: with the tasks to evaluate.
+        num_votes: augmentations of each test, besides the test as it is.
+        refinement_steps: for each prediction.
+        batch_size: predictions at once, in all processes together.
+        accelerator: every process takes a share of each batch and gets the votes of all.
+        bf16: whether to compute in bf16.
+        say: takes a line on how far it is, ten times.
+
+    Raises:
+        ConfigError: more votes than the dataset has augmentations.
+    """
+    votes = ArcVotes(dataset)
+    model.eval()
+    total, done = len(dataset.tests) * (1 + num_votes), 0
+    for tests, batch in evaluation_batches(dataset, num_votes, batch_size):
+        share = batch if accelerator is None else _share(batch, accelerator)
+        last = deque(refine(model, share, refinement_steps, bf16), maxlen=1)[0]
+        tokens, q_halt_logits = last.logits.argmax(dim=-1), last.q_halt_logits
+        if accelerator is not None:
+            tokens = accelerator.gather(tokens)[: len(tests)]
+            q_halt_logits = accelerator.gather(q_halt_logits)[: len(tests)]
+        votes.add(tests, batch["puzzle_identifiers"], tokens, q_halt_logits)
+        before, done = done, done + len(tests)
+        if 10 * done // total > 10 * before // total:
+            say(f"votes {done:,}/{total:,}")
+    return votes
+
+
+def _share(batch: dict[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
+    """Return this process's rows of a batch, as many as the others', the last one repeated."""
+    size = len(batch["inputs"])
+    num = -(-size // accelerator.num_processes)
+    rows = torch.arange(num) + num * accelerator.process_index
+    rows = rows.clamp(max=size - 1).to(batch["inputs"].device)
+    return {key: value[rows] for key, value in batch.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,3 +225,29 @@ class ArcVotes:
             write_json(path, self.submission())
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}; give a path that can be written") from error
+
+
+def pass_rows(
+    votes: ArcVotes, system: str, num_votes: int, about: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Return a row of results for each k of PASS_AT that so many votes allow.
+
+    Args:
+        votes: on tasks of which all answers are known.
+        system: the name of the model in the rows.
+        num_votes: besides the tests as they are.
+        about: what the rows say of model and data.
+    """
+    num_tasks = len({task for task, _ in votes.dataset.tests})
+    rows = []
+    for k in (k for k in PASS_AT if k <= 1 + num_votes):
+        score = votes.pass_at(k)
+        row = {
+            "system": f"{system}, pass@{k} of {1 + num_votes} votes",
+            "n": num_tasks,
+            "exact_accuracy": score,
+            "ci95": list(wilson_interval(score * num_tasks, num_tasks)),
+            "num_test_pairs": len(votes.dataset.tests),
+        }
+        rows.append(row | about)
+    return rows

@@ -11,6 +11,7 @@ import torch
 
 from latent_reason.checkpoint import latest_checkpoint
 from latent_reason.config import PuzzleModelConfig, check
+from latent_reason.data.arc_canvas import ArcCanvas
 from latent_reason.data.kinds import find_puzzle
 from latent_reason.data.puzzle_files import read_puzzle_csv, subsample
 from latent_reason.data.puzzle_leaks import find_puzzle_leaks
@@ -69,6 +70,8 @@ def load_splits(config: PuzzleRunConfig) -> dict[str, PuzzleDataset]:
         DataError: for unusable files.
     """
     puzzle, seed = find_puzzle(config.puzzle), config.train.seed
+    expected = "another puzzle, or a preset for ARC such as arc-smoke"
+    check(not isinstance(puzzle, ArcCanvas), "puzzle", config.puzzle, expected)
     sizes = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
     if not config.train_data or config.test_data is None:
         return {

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from latent_reason.config import check
+from latent_reason.data.arc_canvas import ArcCanvas
 from latent_reason.data.kinds import BOXES
 from latent_reason.data.maze import PATH, Maze
 from latent_reason.data.puzzle_files import Solver
@@ -89,6 +90,8 @@ def solve(
     saved = model if isinstance(model, SavedPuzzleModel) else load_puzzle_model(model)
     if saved.puzzle is None:
         raise ConfigError(f"model: made for puzzle {saved.puzzle_name!r}, which is not known here")
+    if isinstance(saved.puzzle, ArcCanvas):
+        raise ConfigError("model: made for ARC; give it an ARC task, a .json file")
     question = parse(saved.puzzle, puzzle_text)
     refuse_impossible(saved.puzzle, question)
     return think(saved.model, saved.puzzle, question, refinement_steps)
