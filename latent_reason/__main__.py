@@ -16,6 +16,7 @@ _EPILOG = """examples:
   python -m latent_reason solve maze.txt --model runs/maze/model
   python -m latent_reason solve 007bbfb7.json --model runs/arc/model    (ARC task, by votes)
   python -m latent_reason import step_60000 --puzzle sudoku-9x9 --output sudoku
+  python -m latent_reason import step_9 --puzzle arc --identifiers identifiers.json --output arc
   python -m latent_reason export sudoku --output step_0
   python -m latent_reason report runs/demo --picture docs/depth.png
 
@@ -61,6 +62,9 @@ def _build_parser() -> Parser:
         "--puzzles",
         choices=("keep", "mean", "zero"),
         help="rows if their number differs: those there are and their mean, only the mean, zeros",
+    )
+    command.add_argument(
+        "--identifiers", type=Path, help="of an ARC checkpoint: identifiers.json beside their data"
     )
     command.set_defaults(run=_import)
 
@@ -120,6 +124,8 @@ def _solve_arc(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> int:
     from latent_reason.puzzles.published_weights import import_published
 
+    if options.identifiers is not None and options.puzzle != "arc":
+        raise ConfigError("identifiers: expected with --puzzle arc only")
     import_published(
         options.file,
         options.output,
@@ -128,6 +134,7 @@ def _import(options: argparse.Namespace) -> int:
         options.num_cells,
         options.num_puzzles,
         options.puzzles,
+        options.identifiers,
     )
     print(options.output)
     return 0

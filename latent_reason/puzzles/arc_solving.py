@@ -91,7 +91,9 @@ def solve_arc(
         right = None
         if pair.output is not None:
             right = best is not None and np.array_equal(best.grid, pair.output)
-        solutions.append(ArcSolution(*got, 1 + num_votes, sure, refinement_steps, right))
+        solutions.append(
+            ArcSolution(*got, votes.num_predictions[test], sure, refinement_steps, right)
+        )
     return solutions
 
 

@@ -1,4 +1,7 @@
-"""`tasks.json` in the folder of an ARC model: what the rows of its puzzle table stand for."""
+"""`tasks.json` in the folder of an ARC model: what the rows of its puzzle table stand for.
+
+An imported model has `identifiers.json` instead, see `published_identifiers.py`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from latent_reason.data.arc import ArcDataset
 from latent_reason.data.arc_files import ArcTask
 from latent_reason.errors import ConfigError
 from latent_reason.model_folder import reading
+from latent_reason.puzzles.published_identifiers import IDENTIFIERS, PublishedArc, read_identifiers
 from latent_reason.runs import write_json
 
 TABLE = "tasks.json"
@@ -40,7 +44,7 @@ def read_table(folder: Path, num_puzzles: int) -> ArcTable:
     Raises:
         CheckpointError: it is missing, corrupt, or not of a puzzle table of `num_puzzles` rows.
     """
-    with reading(folder, "model", "recipes/train_puzzle.py for ARC"):
+    with reading(folder, "model", "recipes/train_puzzle.py for ARC or by import --identifiers"):
         with open(folder / TABLE, "rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
@@ -78,7 +82,12 @@ def known_tasks(
     """
     if not config.puzzle_emb_size:
         return ArcDataset([], tasks, MAX_VOTES, seed=0)
-    table = read_table(Path(folder), config.num_puzzles)
+    folder = Path(folder)
+    if (folder / IDENTIFIERS).exists():
+        identifiers = read_identifiers(folder / IDENTIFIERS, config.num_puzzles)
+        check_known(tasks, identifiers.rows)
+        return PublishedArc(tasks, identifiers)
+    table = read_table(folder, config.num_puzzles)
     check_known(tasks, table.tasks)
     # The same tasks in the same order have the same identifiers.
     given = {task.name: task for task in tasks}

@@ -56,14 +56,21 @@ def evaluation_batches(
     Raises:
         ConfigError: more augmentations than the dataset has: they have no trained identifier.
     """
-    most = dataset.num_augmentations
+    parts = (part.split(batch_size) for part in _predictions(dataset, num_augmentations))
+    for tests, k in zip(*parts, strict=True):
+        if len(tests):
+            yield tests, dataset.test_batch(tests, k)
+
+
+def _predictions(dataset: ArcDataset, num_augmentations: int) -> tuple[Tensor, Tensor]:
+    """Return tests and augmentations (N,) to predict; an original's tasks may have fewer."""
+    most, num_tests = dataset.num_augmentations, len(dataset.tests)
     expected = f"0 to the model's {most} augmentations"
     check(0 <= num_augmentations <= most, "votes", num_augmentations, expected)
-    num_tests = len(dataset.tests)
-    for places in torch.arange(num_tests * (1 + num_augmentations)).split(batch_size):
-        if len(places):
-            tests, k = places % num_tests, places // num_tests
-            yield tests, dataset.test_batch(tests, k)
+    tests = torch.arange(num_tests).repeat(1 + num_augmentations)
+    k = torch.arange(1 + num_augmentations).repeat_interleave(num_tests)
+    there = dataset.test_identifiers(tests, k) > 0
+    return tests[there], k[there]
 
 
 def collect_votes(
@@ -93,7 +100,7 @@ def collect_votes(
     """
     votes = ArcVotes(dataset)
     model.eval()
-    total, done = len(dataset.tests) * (1 + num_votes), 0
+    total, done = len(_predictions(dataset, num_votes)[0]), 0
     for tests, batch in evaluation_batches(dataset, num_votes, batch_size):
         share = batch if accelerator is None else _share(batch, accelerator)
         last = deque(refine(model, share, refinement_steps, bf16), maxlen=1)[0]
@@ -131,10 +138,14 @@ class ArcVotes:
 
     Args:
         dataset: whose `tests` and identifiers the predictions belong to.
+
+    Attributes:
+        num_predictions: for each test, those without a grid too.
     """
 
     def __init__(self, dataset: ArcDataset) -> None:
         self.dataset = dataset
+        self.num_predictions = [0] * len(dataset.tests)
         # For each test: confidences of the votes for a grid, by its shape and cells.
         self._votes: list[dict[tuple[int, int, bytes], list[float]]] = [
             defaultdict(list) for _ in dataset.tests
@@ -166,6 +177,7 @@ class ArcVotes:
             strict=True,
         )
         for test, tokens, turn, names, confidence in rows:
+            self.num_predictions[test] += 1
             grid = crop(tokens)
             if grid is not None:
                 grid = ArcSymmetry(turn, tuple(names)).inverse().apply(grid)

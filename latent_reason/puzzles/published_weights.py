@@ -26,6 +26,7 @@ from latent_reason.puzzles.folder import (
     skeleton,
 )
 from latent_reason.puzzles.published_files import DTYPES, read_original_config, read_weights
+from latent_reason.puzzles.published_identifiers import keep_identifiers
 
 PREFIX = "_orig_mod.model.inner."
 """Before every name in the originals' checkpoints: torch.compile, the loss head, the model."""
@@ -151,6 +152,7 @@ def import_published(
     num_cells: int | None = None,
     num_puzzles: int | None = None,
     puzzles: Puzzles | None = None,
+    identifiers: str | Path | None = None,
 ) -> None:
     """Turn a checkpoint of the originals into a model folder.
 
@@ -164,6 +166,7 @@ def import_published(
         puzzles: what becomes of the rows, needed if `num_puzzles` differs: "keep" keeps those that
             there is room for and fills up with their mean, "mean" makes all rows the mean, as the
             originals do, "zero" starts anew.
+        identifiers: identifiers.json of an ARC checkpoint, for `solve` and evaluation.
 
     Raises:
         CheckpointError: a file cannot be read or would execute something, or does not fit.
@@ -194,6 +197,7 @@ def import_published(
         model = assemble(config, from_published(weights, config))
     except (ValueError, TypeError, ZeroDivisionError, CheckpointError) as error:
         raise CheckpointError(f"{source} with {config_file}: {error}") from error
+    keep_identifiers(folder, identifiers, config.num_puzzles)
     published = {"prefix": prefix, "dtypes": {k: v for k, v in dtypes.items() if v != "float32"}}
     card = model_card(model, puzzle_name, f"Imported from `{source.name}`.")
     save_puzzle_model(folder, model, puzzle_name, card, published=published)
@@ -284,8 +288,7 @@ def _sizes(weights: Mapping[str, Tensor], values: Mapping[str, Any]) -> dict[str
         cells = length - _prefix_length(values, _is_hrm(values))
     if cells is None:
         raise CheckpointError("the number of cells is not told; give the puzzle or num_cells")
-    puzzles = _rows(weights, TABLE)
-    puzzles = 1 if puzzles is None else puzzles
+    puzzles = _rows(weights, TABLE) or 1
     return {"vocab_size": vocab, "seq_len": cells, "num_puzzle_identifiers": puzzles}
 
 
