@@ -12,6 +12,7 @@ import pytest
 import torch
 from arc_tasks import make_task, random_grid
 from test_arc_solving import write_task
+from test_eval_puzzle import run as run_eval
 from test_main import run
 from test_published_weights import make_weights, write_original
 from torch import Tensor
@@ -30,6 +31,8 @@ from latent_reason.puzzles.published_identifiers import (
     read_identifiers,
 )
 from latent_reason.puzzles.published_weights import PREFIX, import_published
+
+pytestmark = pytest.mark.usefixtures("one_process")
 
 TASKS = [make_task("e", 2, 2), make_task("f", 3), make_task("g", 2)]
 ENTRIES = [
@@ -151,6 +154,9 @@ def test_an_imported_checkpoint_votes(
     assert [s.num_predictions for s in solve_arc(path, "model", 1, 4)] == [5]
     path = write_task(tmp_path / "e.json", TASKS[0])
     assert [s.num_predictions for s in solve_arc(path, "model", 1, 1)] == [2, 2]
+    words = ["--model", "model", "--data", "f.json", "--refinement-steps", "1", "--votes", "4"]
+    code, out, err = run_eval(tmp_path, *words)
+    assert (code, err) == (0, "") and "pass@5 of 5 votes" in out
     capsys.readouterr()
     (tmp_path / "model" / "identifiers.json").unlink()
     assert run(monkeypatch, "solve", "e.json", "--model", "model") == 2
