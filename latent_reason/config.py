@@ -7,6 +7,7 @@ Attribute docstrings are the only description of a field; the command line shows
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
@@ -15,12 +16,16 @@ from latent_reason.errors import ConfigError
 
 Gradient = Literal["one_step", "last_cycle", "k_cycles", "full"]
 ReadLayer = int | Literal["embedding", "middle", "last"]
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 3, 16, 16, 16
+_SHORT.maxstring = _SHORT.maxother = 200
 
 
 def check(condition: bool, name: str, got: object, expected: str) -> None:
     """Raise `ConfigError` for field `name` unless `condition` holds."""
     if not condition:
-        raise ConfigError(f"{name}: got {got!r}, expected {expected}")
+        shown = _SHORT.repr(got)[:300]
+        raise ConfigError(f"{name}: got {shown}, expected {expected}")
 
 
 class JsonConfig:

@@ -273,3 +273,13 @@ def test_progress_counts_steps_or_seconds() -> None:
     by_steps, by_clock = TrainConfig(max_steps=200), TrainConfig(max_steps=200, max_seconds=60)
     assert [by_steps.progress(s, 1e9) for s in (0, 50, 200, 300)] == [0, 0.25, 1, 1]
     assert [by_clock.progress(10**9, s) for s in (0, 15, 60, 61)] == [0, 0.25, 1, 1]
+
+
+def test_a_message_is_short_whatever_was_given() -> None:
+    nested: Any = [0]
+    for _ in range(30):
+        nested = [nested, nested]
+    for value in ("x" * 10**6, nested, [10**300] * 10**5):
+        with pytest.raises(ConfigError, match="^loss: got .* expected") as caught:
+            PuzzleModelConfig(loss=value)
+        assert len(str(caught.value)) < 400

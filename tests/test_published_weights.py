@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -265,17 +267,67 @@ def test_a_payload_is_refused_without_being_executed(place: str, tmp_path: Path)
     assert {path.name for path in tmp_path.iterdir()} == {"original"}
 
 
+class Filler:
+    """Takes 1 GB of memory when it is unpickled, from a file of 1 kB."""
+
+    def __reduce__(self) -> Any:
+        return bytearray, (10**9,)
+
+
+def rewrite_pickle(file: Path, change: Any) -> None:
+    """Replace the pickle in a file of torch.save."""
+    with zipfile.ZipFile(file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in parts.items():
+            archive.writestr(name, change(data) if name.endswith("data.pkl") else data)
+
+
+ONE_DICT = b"\x80\x02ccollections\nOrderedDict\nq\x01}(K\x01NK\x02Nuq\x02"
+HUNGRY = [
+    (ONE_DICT + b"h\x01h\x02\x85R.", "a call that rebuilds no tensor"),
+    (ONE_DICT + b"h\x01)Rh\x02bh\x01)Rh\x02b.", "state of more than one object"),
+    (b"}" * 2**20 + b".", "one data.pkl of at most 1,048,576 bytes"),
+]
+
+
+def test_a_small_file_takes_little_memory(original: Path) -> None:
+    torch.save(make_weights() | {"more": Filler()}, original)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match="it asks for __builtin__.bytearray"):
+        import_tiny(original)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+    for data, words in HUNGRY:
+        rewrite_pickle(original, lambda _, data=data: data)
+        with pytest.raises(CheckpointError, match=words):
+            import_tiny(original)
+
+
+def test_a_whole_state_dict_is_read(tmp_path: Path) -> None:
+    module = torch.nn.Module()
+    for name, tensor in make_weights("").items():
+        module.register_parameter(name.replace(".", "/"), torch.nn.Parameter(tensor))
+    weights = module.state_dict(prefix=PREFIX)  # an OrderedDict with _metadata
+    for name in [*weights]:
+        weights[name.replace("/", ".")] = torch.nn.Parameter(weights.pop(name))
+    folder = import_tiny(write_original(tmp_path / "original", weights))
+    assert_round_trip(folder, make_weights())
+
+
 CONTENTS: list[tuple[Any, str]] = [
-    ([torch.zeros(1)], "holds a list, expected a state dict"),
+    ([torch.zeros(1)], "opcode EMPTY_LIST"),
     ({"model": {}}, "'model' is a dict, expected a tensor"),
     ({3: torch.zeros(1)}, "'3' is a Tensor, expected a tensor"),
-    ({"x": 1.5}, "'x' is a float"),
+    ({"x": 1.5}, "opcode BINFLOAT"),
     ({}, "tensor H_init is missing"),
     ({"weight": torch.zeros(1)}, "tensor H_init is missing"),
     ({"H_init": torch.zeros(2, dtype=torch.int64)}, "tensor H_init is torch.int64, expected"),
     ({"H_init": torch.zeros(2, dtype=torch.float64)}, "tensor H_init is torch.float64, expected"),
-    ({"H_init": torch.zeros(2).to_sparse()}, "tensor H_init is not an ordinary one"),
-    ({"H_init": torch.zeros(2, device="meta")}, "tensor H_init is not an ordinary one"),
+    ({"H_init": torch.zeros(2).to_sparse()}, "it asks for torch._utils._rebuild_sparse_tensor"),
+    (
+        {"H_init": torch.zeros(2, device="meta")},
+        "it asks for torch._utils._rebuild_meta_tensor_no_storage",
+    ),
     ({"H_init": torch.tensor([1.0, float("nan")])}, "tensor H_init holds NaN or infinity"),
     ({"H_init": torch.zeros(1).expand(10**12)}, "tensor H_init claims to be larger than the file"),
     ({"a.H_init": torch.zeros(1), "b": torch.zeros(1)}, "unknown tensor b, all start with 'a.'"),
@@ -359,7 +411,18 @@ def test_a_puzzle_of_other_sizes(original: Path) -> None:
         import_tiny(original, puzzle_name="chess")
 
 
-TEXTS = ["", "3", "[]", "a: !!python/object/apply:os.getpid []", "[" * 10**4, "a: [", "\x00", "- a"]
+NESTED = "a: &a [1]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghijkl"))
+TEXTS = [
+    NESTED,
+    "",
+    "3",
+    "[]",
+    "a: !!python/object/apply:os.getpid []",
+    "[" * 10**4,
+    "a: [",
+    "\x00",
+    "- a",
+]
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))

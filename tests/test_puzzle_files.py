@@ -299,6 +299,16 @@ def test_arrays_are_never_unpickled(tmp_path):
     assert not canary.exists()
 
 
+@pytest.mark.parametrize("shape", [(10**30, 2, 16), (-3, 2, 16), (10**18, 2, 16), (2**62, 2, 16)])
+def test_arrays_of_a_shape_that_cannot_be_are_named(shape, tmp_path):
+    np.save(tmp_path / "bad.npy", np.zeros((10**3, 2, 16), np.int64))  # a header with some room
+    data = (tmp_path / "bad.npy").read_bytes()
+    text = str(shape).encode()
+    start, end = data.index(b"(1000"), data.index(b"(1000") + len(text)
+    (tmp_path / "bad.npy").write_bytes(data[:start] + text + b"}".ljust(127 - end) + data[127:])
+    assert "not a .npy file of numbers" in error_of(tmp_path / "bad.npy")
+
+
 def test_arrays_of_different_length_or_alone_are_named(tmp_path):
     np.save(tmp_path / "questions.npy", PAIR[:, 0])
     with pytest.raises(DataError, match=r"answers\.npy: no such file"):

@@ -210,10 +210,11 @@ def _tokens_of_bytes(puzzle: Puzzle) -> np.ndarray:
 def _load(path: Path) -> np.ndarray:
     """Map an array of whole numbers from a `.npy` file."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with np.errstate(over="ignore"):  # of the size that a header claims
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; {_HINT}") from None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, TypeError, OverflowError, OSError, EOFError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise DataError(f"{path}: not a .npy file of numbers ({reason})") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
