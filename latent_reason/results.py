@@ -8,7 +8,8 @@ Recipes and evaluation scripts write `results.json` into the run folder:
                "refinement_steps": 8, "n": 1000, "exact_accuracy": 0.97, "ci95": [0.957, 0.979],
                "accuracy": 0.99, "trainable_parameters": 190000, "train_seconds": 240.0}, ...]}
 
-Shares are fractions between 0 and 1, `n` counts examples. A row needs `system`, `task`, `split`,
+Shares are fractions between 0 and 1, `n` counts examples, `num_leaks` test puzzles (for ARC: tasks)
+that are in the training or validation data up to symmetry. A row needs `system`, `task`, `split`,
 `n` and `exact_accuracy`; everything else may be missing or null (a system without a recursion has
 no `refinement_steps`), and further keys are allowed. The first row names the system that the run
 is about; the other systems are what it is compared with.
@@ -191,7 +192,7 @@ def _row_problem(row: object) -> str | None:
     for name in ("system", "task", "split"):
         if not isinstance(row.get(name), str):
             return f"{name} is {row.get(name)!r}, expected a string"
-    for name in ("n", "refinement_steps", "trainable_parameters"):
+    for name in ("n", "refinement_steps", "trainable_parameters", "num_leaks"):
         if (name == "n" or row.get(name) is not None) and not _is_count(row.get(name)):
             return f"{name} is {row.get(name)!r}, expected a whole number that is not negative"
     for name in ("exact_accuracy", "accuracy"):

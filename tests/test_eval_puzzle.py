@@ -122,6 +122,14 @@ def test_rows_of_averaged_and_raw_weights(files: Path) -> None:
     assert "rows/file" in out and "0.0 % right by the rule" in out
 
 
+def test_puzzles_with_several_solutions_are_named(files: Path) -> None:
+    (files / "two.csv").write_text("question,answer\n1" + "." * 15 + ",1234341221434321\n")
+    code, out, err = run(files, "--model", "model", "--data", "two.csv")
+    assert (code, err) == (0, "")
+    assert out.startswith("warning: 1 of the first 1 test puzzles have no or several solutions")
+    assert "such as two.csv:2; see" in out.splitlines()[0]
+
+
 def test_one_kind_of_weights(files: Path) -> None:
     words = ["--model", "model", "--data", "rows.csv.gz", "--refinement-steps", "1"]
     for weights, system in (("averaged", "reasoner"), ("raw", "reasoner, raw weights")):

@@ -86,7 +86,7 @@ def test_rows_with_several_solutions_are_named(tmp_path, capsys):
     assert (code, lines) == (0, [f"{path}: 3 puzzles with exactly one solution each"])
     path.write_text(path.read_text() + SEVERAL + "\n")
     code, lines, error = run(capsys, "check-puzzles", "--puzzle", "sudoku-4x4", str(path))
-    assert (code, lines) == (2, [f"{path}: puzzle 4 has several solutions"])
+    assert (code, lines) == (2, [f"{path}:5: several solutions"])
     assert "1 of 4 puzzles do not have exactly one solution" in error
 
 
@@ -114,11 +114,11 @@ def test_disguised_puzzles_are_leaks(tmp_path, capsys):
     code, lines, error = run(capsys, *words, str(train), str(test))
     assert code == 2 and len(lines) == 12
     assert lines[0] == f"{test}: 13 of 13 puzzles are in {train}"
-    assert lines[1] == "  puzzle 1 is puzzle 18"
+    assert lines[1] == f"  {test}:2 is {train}:19"
     assert lines[-1] == "  ... and 3 more; --all lists them"
     assert error == f"error: {lines[0]}; remove them from one of the files\n"
     code, lines, _ = run(capsys, *words, str(train), str(test), "--all")
-    assert code == 2 and len(lines) == 14 and lines[-1] == "  puzzle 13 is puzzle 6"
+    assert code == 2 and len(lines) == 14 and lines[-1] == f"  {test}:14 is {train}:7"
 
 
 @pytest.mark.skipif(FOLDER is None, reason="no shared/data/arc here")

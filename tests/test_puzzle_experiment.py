@@ -185,6 +185,16 @@ def test_files_with_too_few_puzzles_are_refused(files: dict[str, Any]) -> None:
         load_splits(seeded(0, files, num_train=16))
 
 
+def test_a_question_in_two_files_is_refused_with_both_places(files: dict[str, Any]) -> None:
+    one, two = map(Path, files["train_data"])
+    row = one.read_text().splitlines()[3]
+    two.write_text(two.read_text() + row + "\n")
+    with pytest.raises(DataError) as caught:
+        load_splits(seeded(0, files))
+    message = f"{two}:10: the same question as in {one}:4, with the same answer; remove one"
+    assert str(caught.value) == message
+
+
 # A run
 
 
@@ -227,6 +237,44 @@ def test_the_trainer_tells_the_limit_and_evaluates_by_it(tmp_path: Path) -> None
         "val/halted_exact_accuracy": sweep.at[1].exact_accuracy,
         "val/mean_refinement_steps": 1.0,
     }
+
+
+def disguised(rows: list[str]) -> list[str]:
+    """Exchange the digits 1 and 2."""
+    return [row.translate(str.maketrans("12", "21")) for row in rows]
+
+
+def test_puzzles_that_splits_share_are_counted(
+    files: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values: dict[str, Any] = {"num_train": 0, "num_val": 3, "num_test": 0} | files
+    run = make_run(tmp_path, **values)
+    assert run.num_leaks == 0 and "warning" not in capsys.readouterr().out
+    train, val = (run.data[split].place(0).rpartition(":") for split in ("train", "val"))
+    rows = [Path(file).read_text().splitlines()[int(row) - 1] for file, _, row in (train, val)]
+    Path(files["test_data"]).write_text("\n".join(["question,answer", *disguised(rows), ""]))
+    more = tmp_path / "more.csv"
+    more.write_text("\n".join(["question,answer", *disguised(rows), ""]))
+    assert make_run(tmp_path, **values).num_leaks == 2
+    lines = [s for s in capsys.readouterr().out.splitlines() if s.startswith("warning: 1 of 2 ")]
+    assert len(lines) == 2 and "test puzzles are in train up to symmetry, such as" in lines[0]
+    assert f"{files['test_data']}:3, which is {val[0]}:{val[2]}" in lines[1]
+    values["train_data"] = (*files["train_data"], str(more))
+    make_run(tmp_path, **values | {"num_val": 11})
+    assert "val puzzles are in train up to symmetry" in capsys.readouterr().out
+
+
+def test_test_puzzles_with_several_solutions_are_named(
+    files: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(files["test_data"])
+    path.write_text(path.read_text() + "1..............." + ",1234341221434321\n")
+    make_run(tmp_path, **files, num_train=0)
+    assert "solutions" not in capsys.readouterr().out, "nine of ten are asked for"
+    make_run(tmp_path, **files, num_train=0, num_test=0)
+    (line,) = [s for s in capsys.readouterr().out.splitlines() if "solutions" in s]
+    assert line.startswith("warning: 1 of the first 10 test puzzles have no or several solutions")
+    assert f"such as {path}:11; see python -m latent_reason.data check-puzzles" in line
 
 
 def test_nothing_is_written_before_the_data_is_there(tmp_path: Path) -> None:
@@ -316,7 +364,9 @@ def test_results_are_valid_and_complete(whole: Path) -> None:
     for row in own:
         assert (row["task"], row["split"], row["n"]) == ("sudoku-4x4", "test", 7)
         assert row["valid_accuracy"] == row["exact_accuracy"], "these puzzles have one answer"
-        assert row["train_steps"] == 12 and row["trainable_parameters"] > 300
+        assert (
+            row["num_leaks"] == 0 and row["train_steps"] == 12 and row["trainable_parameters"] > 300
+        )
     used = halting["mean_refinement_steps"]
     assert halting["system"] == f"reasoner, halts itself at {used:.1f} on average"
     assert halting["n"] == 7 and halting["refinement_steps"] == 4 and 1 <= used <= 4

@@ -189,7 +189,7 @@ BAD_ROWS = {
     "rule": (f"{QUESTION},{ANSWER[:15]}3", "wrong answer: row 4 holds 3 twice"),
     "too few": (QUESTION, "1 columns, expected 2"),
     "too many": (f"{QUESTION},{ANSWER},", "3 columns, expected 2"),
-    "twice": (f"{QUESTION},{ANSWER}", "the same question as in row 2, with the same answer"),
+    "twice": (f"{QUESTION},{ANSWER}", "the same question as in FILE:2, with the same answer"),
 }
 
 
@@ -203,7 +203,7 @@ def test_bad_rows_are_named(kind, tmp_path):
 def test_a_question_with_two_answers_is_refused(tmp_path):
     other = "1234341221434321"
     path = write(tmp_path / "bad.csv", *(f"{'.' * 16},{answer}" for answer in (ANSWER, other)))
-    assert error_of(path).startswith("FILE:3: the same question as in row 2, with another answer")
+    assert error_of(path).startswith("FILE:3: the same question as in FILE:2, with another answer")
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ PAIR = np.array([[[1, 0, 0, 0, 0, 0, 3, 0, 0, 4] + [0] * 6, [int(cell) for cell 
         (PAIR + 1, ":1: the question holds 1 to 5, expected 0 to 4, or -1 for no cell"),
         (PAIR - 2, ":1: the question holds -2 to 2"),
         ((PAIR - 1).astype(np.uint64), ":1: the question holds 0 to 18446744073709551615"),
-        (np.concatenate([PAIR, PAIR]), ":2: the same question as in row 1"),
+        (np.concatenate([PAIR, PAIR]), ":2: the same question as in FILE:1"),
     ],
 )
 def test_bad_arrays_are_named(array, reason, tmp_path):

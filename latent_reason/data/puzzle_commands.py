@@ -121,7 +121,7 @@ def check_puzzles(args: argparse.Namespace) -> Iterator[str]:
     data = read_puzzle_csv(args.file, find_puzzle(args.puzzle))
     wrong = check_unique(data)
     lines = [
-        f"{args.file}: puzzle {row + 1} has {'several solutions' if count else 'no solution'}"
+        f"{data.place(row)}: {'several solutions' if count else 'no solution'}"
         for row, count in wrong
     ]
     yield from _shortened(lines, args.all)
@@ -149,7 +149,7 @@ def puzzle_leaks(args: argparse.Namespace) -> Iterator[str]:
     leaks = find_puzzle_leaks(train, test)
     summary = f"{args.test}: {len(leaks):,} of {len(test):,} puzzles are in {args.train}"
     yield summary
-    lines = [f"  puzzle {row + 1} is puzzle {other + 1}" for other, row in leaks]
+    lines = [f"  {test.place(row)} is {train.place(other)}" for other, row in leaks]
     yield from _shortened(lines, args.all)
     if leaks:
         raise DataError(f"{summary}; remove them from one of the files")

@@ -11,6 +11,7 @@ of arrays and Hub data sets from 1.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -22,6 +23,12 @@ from latent_reason.data.puzzle_sources import MAX_ROWS, Rows, open_source
 from latent_reason.data.puzzle_splits import hash_grids
 from latent_reason.data.puzzles import PAD, Puzzle, PuzzleDataset
 from latent_reason.errors import ConfigError, DataError
+
+MAX_SOLVER_CELLS = 81
+"""Larger puzzles are not searched for their solutions unasked: that may take very long."""
+MAX_CHECKED = 1000
+MAX_CHECK_S = 3.0
+_CHUNK = 8192
 
 
 @runtime_checkable
@@ -55,7 +62,7 @@ def read_puzzle_csv(
     if limit is not None and limit < 1:
         raise ConfigError(f"limit: got {limit}, expected 1 or more")
     rows, chunks = open_source(Path(source), puzzle, split)
-    questions, answers, keys = [], [], []
+    questions, answers = [], []
     for chunk in chunks:
         left = (MAX_ROWS if limit is None else limit) - rows.num
         if limit is None and len(chunk[0]) > left:
@@ -64,15 +71,31 @@ def read_puzzle_csv(
         _check_answers(rows, puzzle, question, answer)
         questions.append(torch.from_numpy(question))
         answers.append(torch.from_numpy(answer))
-        keys.append(hash_grids(questions[-1]))
         rows.num += len(question)
         if rows.num == limit:
             break
     if not rows.num:
         raise DataError(f"{rows.source}: no rows; give at least one puzzle")
     dataset = PuzzleDataset(puzzle, torch.cat(questions), torch.cat(answers))
-    _refuse_duplicates(rows, dataset, torch.cat(keys).numpy())
+    dataset.sources = ((rows.source, rows.first, rows.num),)
+    _refuse_duplicates(dataset)
     return dataset
+
+
+def join(parts: Sequence[PuzzleDataset]) -> PuzzleDataset:
+    """Return the puzzles of several files as one dataset.
+
+    Raises:
+        DataError: two files hold the same question.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    questions = torch.cat([part.questions for part in parts])
+    answers = torch.cat([part.answers for part in parts])
+    whole = PuzzleDataset(parts[0].puzzle, questions, answers)
+    whole.sources = tuple(source for part in parts for source in part.sources)
+    _refuse_duplicates(whole)
+    return whole
 
 
 def subsample(dataset: PuzzleDataset, num: int, seed: int) -> PuzzleDataset:
@@ -103,6 +126,26 @@ def check_unique(dataset: PuzzleDataset) -> list[tuple[int, int]]:
     return [(row, count) for row, count in enumerate(counts) if count != 1]
 
 
+def uniqueness_warning(dataset: PuzzleDataset) -> str | None:
+    """Return a line on test puzzles that do not have exactly one solution, None if none is found.
+
+    The first 1,000 are looked at, for some three seconds at most; none where the puzzle has no
+    solver that is fast enough.
+    """
+    if not isinstance(dataset.puzzle, Solver) or dataset.puzzle.num_cells > MAX_SOLVER_CELLS:
+        return None
+    end, wrong, num = time.monotonic() + MAX_CHECK_S, [], 0
+    while num < min(len(dataset), MAX_CHECKED) and time.monotonic() < end:
+        wrong += [num] if check_unique(dataset.subset(torch.tensor([num]))) else []
+        num += 1
+    if not wrong:
+        return None
+    return (
+        f"warning: {len(wrong)} of the first {num} test puzzles have no or several solutions, such "
+        f"as {dataset.place(wrong[0])}; see python -m latent_reason.data check-puzzles --help"
+    )
+
+
 def _check_answers(rows: Rows, puzzle: Puzzle, questions: np.ndarray, answers: np.ndarray) -> None:
     """Refuse answers with blanks, with changed clues, or against the rule; (n, S) tokens each."""
     if puzzle.blank:
@@ -128,8 +171,9 @@ def _check_answers(rows: Rows, puzzle: Puzzle, questions: np.ndarray, answers: n
         )
 
 
-def _refuse_duplicates(rows: Rows, dataset: PuzzleDataset, keys: np.ndarray) -> None:
-    """Refuse a question that comes twice; `keys` (N,) are equal for equal questions."""
+def _refuse_duplicates(dataset: PuzzleDataset) -> None:
+    """Refuse a question that comes twice."""
+    keys = torch.cat([hash_grids(part) for part in dataset.questions.split(_CHUNK)]).numpy()
     order = keys.argsort(kind="stable")
     twins = (keys[order[1:]] == keys[order[:-1]]).nonzero()[0]
     first, again = torch.from_numpy(order[twins]), torch.from_numpy(order[twins + 1])
@@ -140,6 +184,6 @@ def _refuse_duplicates(rows: Rows, dataset: PuzzleDataset, keys: np.ndarray) -> 
         )
         agree = torch.equal(dataset.answers[first], dataset.answers[again])
         raise DataError(
-            f"{rows.source}:{rows.first + again}: the same question as in row "
-            f"{rows.first + first}, with {'the same' if agree else 'another'} answer; remove one"
+            f"{dataset.place(again)}: the same question as in {dataset.place(first)}, "
+            f"with {'the same' if agree else 'another'} answer; remove one"
         )

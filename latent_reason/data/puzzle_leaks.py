@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
-from latent_reason.data.puzzle_splits import Fingerprinted, hash_grids
+from latent_reason.data.puzzle_splits import SPLITS, Fingerprinted, hash_grids
 from latent_reason.data.puzzles import PuzzleDataset
 from latent_reason.errors import DataError
 
@@ -31,10 +33,23 @@ def find_puzzle_leaks(train: PuzzleDataset, test: PuzzleDataset) -> list[tuple[i
     if kinds[0] != kinds[1]:
         names = " and ".join(f"{name} {height} x {width}" for name, height, width, _ in kinds)
         raise DataError(f"leak check: the datasets are of different puzzles, {names}")
+    return _matches(_fingerprints(train), _fingerprints(test))
+
+
+def leaks_of_splits(
+    data: Mapping[str, PuzzleDataset],
+) -> dict[tuple[str, str], list[tuple[int, int]]]:
+    """Return the leaks from train and val into test, and from train into val, by the two names."""
+    prints = {split: _fingerprints(data[split]) for split in SPLITS}
+    pairs = (("train", "test"), ("val", "test"), ("train", "val"))
+    return {(a, b): _matches(prints[a], prints[b]) for a, b in pairs}
+
+
+def _matches(train: Sequence[int], test: Sequence[int]) -> list[tuple[int, int]]:
     first: dict[int, int] = {}
-    for row, key in enumerate(_fingerprints(train)):
+    for row, key in enumerate(train):
         first.setdefault(key, row)
-    return [(first[key], row) for row, key in enumerate(_fingerprints(test)) if key in first]
+    return [(first[key], row) for row, key in enumerate(test) if key in first]
 
 
 def _fingerprints(dataset: PuzzleDataset) -> list[int]:

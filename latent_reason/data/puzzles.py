@@ -181,6 +181,9 @@ class PuzzleDataset:
         puzzle_identifiers: (N,) int64 rows of the puzzle table; 0 for all if not given.
 
     Attributes:
+        sources: name, number of the first row, and number of rows of each file they come from;
+            none for generated puzzles.
+        numbers: (N,) int64, where each puzzle stands in all sources together, from 0.
         hints: share of the training examples in which some cells of the answer are given, a part
             of them that is uniform from none to all; 0 at first.
     """
@@ -198,6 +201,8 @@ class PuzzleDataset:
         if puzzle_identifiers is None:
             puzzle_identifiers = questions.new_zeros(len(questions), dtype=torch.long)
         self.puzzle_identifiers = puzzle_identifiers
+        self.sources: tuple[tuple[str, int, int], ...] = ()
+        self.numbers = torch.arange(len(questions))
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -216,7 +221,18 @@ class PuzzleDataset:
     def subset(self, rows: Tensor) -> PuzzleDataset:
         """Return a dataset of these rows."""
         grids = self.questions[rows], self.answers[rows]
-        return PuzzleDataset(self.puzzle, *grids, self.augment, self.puzzle_identifiers[rows])
+        part = PuzzleDataset(self.puzzle, *grids, self.augment, self.puzzle_identifiers[rows])
+        part.sources, part.numbers = self.sources, self.numbers[rows.cpu()]
+        return part
+
+    def place(self, row: int) -> str:
+        """Return where a row (from 0) comes from, "FILE:ROW" if from a file."""
+        number = int(self.numbers[row])
+        for name, first, num in self.sources:
+            if number < num:
+                return f"{name}:{first + number}"
+            number -= num
+        return f"puzzle {number + 1}"
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         """Gather (B,) rows as they are: inputs and labels (B, S), puzzle_identifiers (B,)."""

@@ -13,8 +13,8 @@ from latent_reason.checkpoint import latest_checkpoint
 from latent_reason.config import PuzzleModelConfig, check
 from latent_reason.data.arc_canvas import ArcCanvas
 from latent_reason.data.kinds import find_puzzle
-from latent_reason.data.puzzle_files import read_puzzle_csv, subsample
-from latent_reason.data.puzzle_leaks import find_puzzle_leaks
+from latent_reason.data.puzzle_files import join, read_puzzle_csv, subsample, uniqueness_warning
+from latent_reason.data.puzzle_leaks import leaks_of_splits
 from latent_reason.data.puzzles import Puzzle, PuzzleDataset
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.puzzles.evaluation import PuzzleEvaluator, trace
@@ -67,7 +67,7 @@ def load_splits(config: PuzzleRunConfig) -> dict[str, PuzzleDataset]:
 
     Raises:
         ConfigError: for an unknown puzzle or one without a generator.
-        DataError: for unusable files.
+        DataError: for unusable files, or if two of them hold the same question.
     """
     puzzle, seed = find_puzzle(config.puzzle), config.train.seed
     expected = "another puzzle, or a preset for ARC such as arc-smoke"
@@ -78,10 +78,8 @@ def load_splits(config: PuzzleRunConfig) -> dict[str, PuzzleDataset]:
             split: PuzzleDataset(puzzle, *puzzle.generate(num, seed, split), config.augment)
             for split, num in sizes.items()
         }
-    parts = [read_puzzle_csv(name, puzzle, "train") for name in config.train_data]
-    questions = torch.cat([part.questions for part in parts])
-    answers = torch.cat([part.answers for part in parts])
-    whole = PuzzleDataset(puzzle, questions, answers, config.augment)
+    whole = join([read_puzzle_csv(name, puzzle, "train") for name in config.train_data])
+    whole.augment = config.augment
     if len(whole) <= config.num_val:
         raise DataError(
             f"{', '.join(config.train_data)}: {len(whole)} puzzles, of which {config.num_val} are "
@@ -105,6 +103,7 @@ class PuzzleRun(RunFrame):
     Attributes:
         data: the splits.
         puzzle: their kind.
+        num_leaks: test puzzles that are training or validation puzzles, up to symmetry.
         sample_split: the split of which the report shows answers.
 
     Raises:
@@ -124,22 +123,31 @@ class PuzzleRun(RunFrame):
             True,
             f"False: puzzles of {config.puzzle} have no blank cells",
         )
-        if isinstance(self.data["train"], PuzzleDataset) and config.train_data:
-            self.warn_of_leaks()
+        if isinstance(self.data["train"], PuzzleDataset):
+            self.num_leaks = self.warn_of_leaks()
+            if config.train_data and self.accelerator.is_main_process:
+                if warning := uniqueness_warning(self.data["test"]):
+                    self.say(warning)
         sizes = ", ".join(f"{split} {len(data):,}" for split, data in self.data.items())
         self.say(f"puzzles of {config.puzzle}: {sizes}")
         for data in self.data.values():
             data.to(self.accelerator.device)
 
-    def warn_of_leaks(self) -> None:
-        """Say how many test puzzles are training puzzles, turned or renamed at most."""
-        leaks = find_puzzle_leaks(self.data["train"], self.data["test"])
-        if leaks:
-            self.say(
-                f"warning: {len(leaks)} of {len(self.data['test'])} test puzzles are in train_data "
-                f"up to symmetry, such as row {leaks[0][1] + 1}; "
-                "see python -m latent_reason.data puzzle-leaks --help"
-            )
+    def warn_of_leaks(self) -> int:
+        """Say which splits share puzzles, turned or renamed at most; return `num_leaks`."""
+        leaks = leaks_of_splits(self.data)
+        for (train, test), found in leaks.items():
+            if found:
+                other, row = found[0]
+                self.say(
+                    f"warning: {len(found)} of {len(self.data[test])} {test} puzzles are in {train}"
+                    f" up to symmetry, such as {self.data[test].place(row)}, which is "
+                    f"{self.data[train].place(other)}; "
+                    "see python -m latent_reason.data puzzle-leaks --help"
+                )
+        return len(
+            {row for (_, test), found in leaks.items() if test == "test" for _, row in found}
+        )
 
     def load(self) -> dict[str, Any]:
         """Return train, what the training loop needs of a dataset; val and test, PuzzleDatasets."""
@@ -195,7 +203,7 @@ class PuzzleRun(RunFrame):
 
     def evaluate(self, model: PuzzleModel, trainer: Trainer) -> None:
         """Choose when to halt on val, then add the rows of the trained model on the test split."""
-        config, facts = self.config, facts_of(trainer)
+        config, facts = self.config, facts_of(trainer) | {"num_leaks": self.num_leaks}
         limit = config.train.halt.halt_max_steps
         if not model.config.q_continue:
             confidence = self.evaluator("val").choose_confidence(model, limit)
@@ -206,6 +214,7 @@ class PuzzleRun(RunFrame):
             self.add("reasoner", config.puzzle, "test", step, counter, **sweep.facts(step), **facts)
         name = f"reasoner, halts itself at {sweep.mean_steps:.1f} on average"
         used: dict[str, Any] = {"mean_refinement_steps": sweep.mean_steps}
+        used["num_leaks"] = self.num_leaks
         used["halt_confidence"] = model.config.halt_confidence
         self.add(name, config.puzzle, "test", max(steps), sweep.halted, **used)
 
@@ -224,7 +233,8 @@ class PuzzleRun(RunFrame):
         config = dataclasses.replace(self.config.model, reasoner=once)
         model, trainer = self.train_model(folder, config, train)
         sweep = self.evaluator("test").sweep(model, [1])
-        system, facts = "control: same network, one pass", facts_of(trainer)
+        system = "control: same network, one pass"
+        facts = facts_of(trainer) | {"num_leaks": self.num_leaks}
         self.add(system, self.config.puzzle, "test", 1, sweep.at[1], **sweep.facts(1), **facts)
 
     def write(self, model: PuzzleModel) -> None:

@@ -13,7 +13,7 @@ from latent_reason.config import check
 from latent_reason.data.arc_canvas import ArcCanvas
 from latent_reason.data.kinds import BOXES
 from latent_reason.data.maze import PATH, Maze
-from latent_reason.data.puzzle_files import Solver
+from latent_reason.data.puzzle_files import MAX_SOLVER_CELLS, Solver
 from latent_reason.data.puzzles import Puzzle
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.puzzles.evaluation import refine
@@ -24,8 +24,6 @@ CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 """Trained models that come with the package, each in a folder named as its puzzle."""
 REFINEMENT_STEPS = 64
 MAX_CHARACTERS = 100_000
-MAX_SOLVER_CELLS = 81
-"""Larger puzzles are not searched for their solutions first: that may take very long."""
 MAX_SHOWN = 5
 DRAWN = "|+-"
 """Characters that people draw the boxes of a Sudoku with."""
