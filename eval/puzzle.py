@@ -49,6 +49,7 @@ def read_options() -> argparse.Namespace:
     """
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of save_puzzle_model")
+    parser.add_argument("--puzzle", metavar="NAME", help="kind and size, or module:Name")
     parser.add_argument(
         "--data", type=Path, help="CSV, arrays, ARC JSON or Hub name; default: generated"
     )
@@ -122,22 +123,25 @@ def rows_of(system: str, sweep: Sweep) -> list[dict[str, Any]]:
     return [*rows, halting | sweep.halted.as_dict()]
 
 
-def load_models(folder: Path, wanted: str) -> dict[str, SavedPuzzleModel]:
-    """Return the models to evaluate by kind of weights.
+def load_models(folder: Path, wanted: str, puzzle: str | None) -> dict[str, SavedPuzzleModel]:
+    """Return the models to evaluate by kind of weights, for `puzzle` if it is named.
 
     Raises:
         CheckpointError: the folder is not usable, or lacks these weights.
         ConfigError: it is for a puzzle that is not known.
     """
     if wanted == "raw":
-        models = {"raw": load_puzzle_model(folder, "raw")}
+        models = {"raw": load_puzzle_model(folder, "raw", puzzle)}
     else:
-        models = {"averaged": load_puzzle_model(folder)}
+        models = {"averaged": load_puzzle_model(folder, "averaged", puzzle)}
         if wanted == "all" and "raw" in models["averaged"].weights:
-            models["raw"] = load_puzzle_model(folder, "raw")
+            models["raw"] = load_puzzle_model(folder, "raw", puzzle)
     for saved in models.values():
         if saved.puzzle is None:
-            raise ConfigError(f"model: made for {saved.puzzle_name!r}, which is not known here")
+            raise ConfigError(
+                f"model: made for {str(saved.puzzle_name)[:80]!r}, which is not known here; "
+                "name it with --puzzle"
+            )
     return models
 
 
@@ -234,7 +238,7 @@ def main() -> int:
     options = read_options()
     accelerator = Accelerator()
     check_world(accelerator)
-    models = load_models(options.model, options.weights)
+    models = load_models(options.model, options.weights, options.puzzle)
     is_arc = any(isinstance(saved.puzzle, ArcCanvas) for saved in models.values())
     rows = (evaluate_arc if is_arc else evaluate)(options, models, accelerator)
     if accelerator.is_main_process:

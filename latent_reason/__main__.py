@@ -40,6 +40,9 @@ def _build_parser() -> Parser:
     )
     command.add_argument("--model", type=Path, help="model folder; default: by kind and size")
     command.add_argument(
+        "--puzzle", dest="kind", metavar="NAME", help="kind and size, or module:Name of your own"
+    )
+    command.add_argument(
         "--refinement-steps",
         type=int,
         metavar="N",
@@ -55,7 +58,7 @@ def _build_parser() -> Parser:
     command.add_argument("file", type=Path, help="their step_N, or safetensors with the same names")
     command.add_argument("--config", type=Path, help="default: all_config.yaml beside the file")
     command.add_argument("--output", type=Path, required=True, help="model folder to write")
-    command.add_argument("--puzzle", help="kind and size, such as sudoku-9x9")
+    command.add_argument("--puzzle", help="kind and size, such as sudoku-9x9, or module:Name")
     command.add_argument("--num-cells", type=int, metavar="N", help="if no puzzle tells it")
     command.add_argument("--num-puzzles", type=int, metavar="N", help="rows of the puzzle table")
     command.add_argument(
@@ -88,11 +91,15 @@ def _solve(options: argparse.Namespace) -> int:
         return _solve_arc(options)
     if options.votes is not None or options.task is not None:
         raise ConfigError("--votes and --task: expected with an ARC task only, a .json file")
-    from latent_reason.puzzles.solving import REFINEMENT_STEPS, read_puzzle, solve
+    from latent_reason.puzzles.folder import load_puzzle_model
+    from latent_reason.puzzles.solving import REFINEMENT_STEPS, read_puzzle, shipped, solve
 
+    model = options.model
+    if options.kind is not None:
+        model = load_puzzle_model(model or shipped(options.kind), puzzle_name=options.kind)
     start = time.perf_counter()
     steps = REFINEMENT_STEPS if options.refinement_steps is None else options.refinement_steps
-    solution = solve(read_puzzle(options.puzzle), options.model, steps)
+    solution = solve(read_puzzle(options.puzzle), model, steps)
     seconds = time.perf_counter() - start
     print(solution.answer)
     print(solution.verdict)

@@ -107,7 +107,7 @@ def reading(folder: Path, kind: str, writer: str) -> Iterator[None]:
         SafetensorError,
     ) as error:
         raise CheckpointError(
-            f"{kind} {folder}: not a complete {kind} folder ({error}); "
+            f"{kind} {folder}: not a complete {kind} folder ({str(error)[:300]}); "
             f"give a folder written by {writer}"
         ) from error
 

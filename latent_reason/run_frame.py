@@ -92,11 +92,12 @@ def parse(argv: Sequence[str], presets: Presets[Config], about: str) -> tuple[st
     if argv and argv[0].startswith("--resume="):
         argv = [*argv[0].split("=", 1), *argv[1:]]
     if "--resume" in argv:
-        if len(argv) != 2 or argv[0] != "--resume":
+        if argv[0] != "--resume" or len(argv) != 2 and (len(argv) != 4 or argv[2] != "--puzzle"):
             raise ConfigError("--resume FOLDER takes no other options: the folder knows them")
         folder = Path(argv[1])
         try:
             saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            _check_own_puzzle(folder, saved.get("puzzle"), argv[3:])
             name = saved.pop("preset")
             kind: Any = type(presets[name][1])
             config = kind.from_dict(saved)
@@ -114,6 +115,18 @@ def parse(argv: Sequence[str], presets: Presets[Config], about: str) -> tuple[st
     described = "\n".join(f"  {key}: {text}" for key, (text, _) in presets.items())
     about = f"{about}\nPresets (first argument):\n{described}"
     return name, read_options(presets[name][1], options, about), False
+
+
+def _check_own_puzzle(folder: Path, puzzle: object, given: list[str]) -> None:
+    """Refuse to import code that a folder names, unless the command line names it too."""
+    own = isinstance(puzzle, str) and ":" in puzzle
+    if own and given != [puzzle]:
+        raise CheckpointError(
+            f"{folder}: a run of {str(puzzle)[:80]!r}, which is code; if it is yours, resume with "
+            f"--resume {folder} --puzzle {str(puzzle)[:80]}"
+        )
+    if given and not own:
+        raise CheckpointError(f"{folder}: knows its puzzle; resume with --resume {folder} alone")
 
 
 def start_time() -> str:
@@ -189,7 +202,9 @@ class RunFrame:
 
     def say_how_to_resume(self) -> None:
         """Print the command that goes on with this run."""
-        self.say(f"resume with: python recipes/{self.script} --resume {self.folder}")
+        puzzle = getattr(self.frame_config, "puzzle", "")
+        named = f" --puzzle {puzzle}" if ":" in puzzle else ""
+        self.say(f"resume with: python recipes/{self.script} --resume {self.folder}{named}")
 
     def open_folder(self) -> None:
         """Make the run folder with config.json and environment.json, start the tracker.

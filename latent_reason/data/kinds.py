@@ -31,7 +31,7 @@ def find_puzzle(name: str) -> Puzzle:
         return Sorting(length) if line[1] == "sorting" else StateTracking(length)
     match = re.fullmatch(r"(sudoku|maze|perfect-maze)-(\d{1,2})x(\d{1,2})", name)
     if match is None:
-        raise ConfigError(f"puzzle: got {name!r}, expected one of {KINDS}")
+        raise ConfigError(f"puzzle: got {name!r}, expected one of {KINDS}, or module:Name")
     height, width = int(match[2]), int(match[3])
     if match[1] == "maze":
         return Maze(height, width)

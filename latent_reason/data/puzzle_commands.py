@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # What needs torch is imported where it is used, so that commands on text start at once.
 MAX_SHOWN = 10
-_KIND = "kind and size, such as sudoku-9x9 or maze-11x11"
+_KIND = "kind and size, such as sudoku-9x9 or maze-11x11; or module:Name"
 
 
 def add_commands(commands: Any) -> None:
@@ -71,10 +71,10 @@ def write_puzzles(args: argparse.Namespace) -> Iterator[str]:
     Raises:
         UserError: puzzle, split or number cannot be had, or the file cannot be written.
     """
-    from latent_reason.data.kinds import find_puzzle
+    from latent_reason.data.own_puzzle import named_puzzle
     from latent_reason.data.puzzles import PuzzleDataset
 
-    puzzle = find_puzzle(args.puzzle)
+    puzzle = named_puzzle(args.puzzle)
     data = PuzzleDataset(puzzle, *puzzle.generate(args.num, args.seed, args.split))
     write_csv(Path(args.output), data)
     yield f"{args.output}: {len(data):,} rows of {args.puzzle}, {args.split}, seed {args.seed}"
@@ -115,10 +115,10 @@ def check_puzzles(args: argparse.Namespace) -> Iterator[str]:
     Raises:
         UserError: a row is not usable or has no or several solutions, or the puzzle has no solver.
     """
-    from latent_reason.data.kinds import find_puzzle
+    from latent_reason.data.own_puzzle import named_puzzle
     from latent_reason.data.puzzle_files import check_unique, read_puzzle_csv
 
-    data = read_puzzle_csv(args.file, find_puzzle(args.puzzle))
+    data = read_puzzle_csv(args.file, named_puzzle(args.puzzle))
     wrong = check_unique(data)
     lines = [
         f"{data.place(row)}: {'several solutions' if count else 'no solution'}"
@@ -139,11 +139,11 @@ def puzzle_leaks(args: argparse.Namespace) -> Iterator[str]:
     Raises:
         UserError: there are some, or a file is not usable.
     """
-    from latent_reason.data.kinds import find_puzzle
+    from latent_reason.data.own_puzzle import named_puzzle
     from latent_reason.data.puzzle_files import read_puzzle_csv
     from latent_reason.data.puzzle_leaks import find_puzzle_leaks
 
-    puzzle = find_puzzle(args.puzzle)
+    puzzle = named_puzzle(args.puzzle)
     train = read_puzzle_csv(args.train, puzzle, "train")
     test = read_puzzle_csv(args.test, puzzle, "test")
     leaks = find_puzzle_leaks(train, test)

@@ -12,7 +12,7 @@ import torch
 from latent_reason.checkpoint import latest_checkpoint
 from latent_reason.config import PuzzleModelConfig, check
 from latent_reason.data.arc_canvas import ArcCanvas
-from latent_reason.data.kinds import find_puzzle
+from latent_reason.data.own_puzzle import named_puzzle
 from latent_reason.data.puzzle_files import join, read_puzzle_csv, subsample, uniqueness_warning
 from latent_reason.data.puzzle_leaks import leaks_of_splits
 from latent_reason.data.puzzles import Puzzle, PuzzleDataset
@@ -34,7 +34,7 @@ class PuzzleRunConfig(FrameConfig):
     """Everything that defines a run; a preset is one of these."""
 
     puzzle: str = "sudoku-4x4"
-    """Kind and size, such as sudoku-9x9 or maze-15x15."""
+    """Kind and size, such as sudoku-9x9 or maze-15x15, or module:Name of your own."""
     train_data: tuple[str, ...] = ()
     """CSV files (question,answer) or Hub data sets to train on; none: generated puzzles."""
     test_data: str | None = None
@@ -69,7 +69,7 @@ def load_splits(config: PuzzleRunConfig) -> dict[str, PuzzleDataset]:
         ConfigError: for an unknown puzzle or one without a generator.
         DataError: for unusable files, or if two of them hold the same question.
     """
-    puzzle, seed = find_puzzle(config.puzzle), config.train.seed
+    puzzle, seed = named_puzzle(config.puzzle), config.train.seed
     expected = "another puzzle, or a preset for ARC such as arc-smoke"
     check(not isinstance(puzzle, ArcCanvas), "puzzle", config.puzzle, expected)
     sizes = {"train": config.num_train, "val": config.num_val, "test": config.num_test}

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from latent_reason.config import PuzzleModelConfig
 from latent_reason.data.kinds import find_puzzle
+from latent_reason.data.own_puzzle import named_puzzle
 from latent_reason.data.puzzles import Puzzle
 from latent_reason.errors import ConfigError
 from latent_reason.model_folder import read_config, reading, write_model_folder
@@ -99,24 +100,30 @@ says how sure it is, and `solve` checks answers by the rule of the puzzle.
 {about}"""
 
 
-def load_puzzle_model(folder: str | Path, weights: Weights = "averaged") -> SavedPuzzleModel:
+def load_puzzle_model(
+    folder: str | Path, weights: Weights = "averaged", puzzle_name: str | None = None
+) -> SavedPuzzleModel:
     """Load what `save_puzzle_model` saved.
 
     Args:
         folder: of the model.
         weights: "raw" for those without averaging.
+        puzzle_name: of its puzzle, instead of the name in the folder; of the two only this one may
+            name code, as module:Name, since it is imported and run.
 
     Raises:
+        ConfigError: there is no puzzle `puzzle_name`.
         CheckpointError: a file is missing or corrupt, or the folder is not of a puzzle model.
     """
     folder = Path(folder)
+    given = None if puzzle_name is None else named_puzzle(puzzle_name)
     with reading(folder, "model", "save_puzzle_model"):
         saved = read_config(folder, FORMAT)
         config = PuzzleModelConfig.from_dict(saved["model"])
         name, published = saved["puzzle"], saved.get("published")
         if not isinstance(name, str | None) or not isinstance(published, dict | None):
             raise ValueError("config.json: puzzle must be a text, published an object")
-        puzzle = known_puzzle(name)
+        puzzle, name = (known_puzzle(name), name) if given is None else (given, puzzle_name)
         if puzzle is not None:
             check_sizes(config, puzzle, name)
         model = assemble(config, load_file(folder / FILES[weights]))

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from latent_reason.config import PuzzleModelConfig, ReasonerConfig, check
-from latent_reason.data.kinds import find_puzzle
+from latent_reason.data.own_puzzle import named_puzzle
 from latent_reason.errors import CheckpointError
 from latent_reason.puzzles.folder import (
     SavedPuzzleModel,
@@ -176,7 +176,7 @@ def import_published(
     config_file = Path(config_file or source.parent / "all_config.yaml")
     weights, prefix = read_weights(source)
     values = read_original_config(config_file)
-    puzzle = None if puzzle_name is None else find_puzzle(puzzle_name)
+    puzzle = None if puzzle_name is None else named_puzzle(puzzle_name)
     dtypes = {our_name(k): str(v.dtype).removeprefix("torch.") for k, v in weights.items()}
     wanted = values.get("num_puzzle_identifiers") if num_puzzles is None else num_puzzles
     try:

@@ -15,6 +15,7 @@ from latent_reason.data.kinds import BOXES
 from latent_reason.data.maze import PATH, Maze
 from latent_reason.data.puzzle_files import MAX_SOLVER_CELLS, Solver
 from latent_reason.data.puzzles import Puzzle
+from latent_reason.data.sudoku import Sudoku
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.puzzles.evaluation import refine
 from latent_reason.puzzles.folder import SavedPuzzleModel, load_puzzle_model
@@ -87,7 +88,10 @@ def solve(
         model = shipped(puzzle_name_of(puzzle_text))
     saved = model if isinstance(model, SavedPuzzleModel) else load_puzzle_model(model)
     if saved.puzzle is None:
-        raise ConfigError(f"model: made for puzzle {saved.puzzle_name!r}, which is not known here")
+        raise ConfigError(
+            f"model: made for puzzle {str(saved.puzzle_name)[:80]!r}, which is not known here; "
+            "name it with --puzzle"
+        )
     if isinstance(saved.puzzle, ArcCanvas):
         raise ConfigError("model: made for ARC; give it an ARC task, a .json file")
     question = parse(saved.puzzle, puzzle_text)
@@ -208,16 +212,18 @@ def _rows(text: str, spaces: bool) -> list[str]:
 def refuse_impossible(puzzle: Puzzle, question: list[int]) -> None:
     """Raise DataError for a question (S tokens) that cannot have one right answer.
 
-    Contradictory clues are named. For Sudoku up to 9x9 the solutions are counted.
+    Contradictory clues of a Sudoku are named; where a solver is fast enough, the solutions are
+    counted.
     """
-    if puzzle.blank:
+    asked = torch.tensor([question])
+    if isinstance(puzzle, Sudoku):
         found = puzzle.conflicts(question, question)
         if clashes := [text for text in found if not text.endswith("is empty")]:
             raise DataError(f"puzzle: contradictory clues: {', '.join(clashes[:MAX_SHOWN])}")
     if isinstance(puzzle, Maze):
         if PATH in question:
             raise DataError("puzzle: the maze holds path cells 'o'; leave them open")
-        if int(puzzle.shortest_lengths(torch.tensor([question]))) < 0:
+        if int(puzzle.shortest_lengths(asked)) < 0:
             raise DataError("puzzle: no way leads from S to G")
     elif isinstance(puzzle, Solver) and puzzle.num_cells <= MAX_SOLVER_CELLS:
         num = len(puzzle.solve(question, limit=2))

@@ -1,0 +1,166 @@
+"""A puzzle of the user's own, module:Name: trained, evaluated, solved; never imported unasked."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_recipes import Finished, assert_refused, at_step, no_report, run_recipe
+from tiny_runs import forked
+
+from eval import puzzle as eval_script
+from latent_reason.__main__ import main as command
+from latent_reason.data.own_puzzle import named_puzzle
+from latent_reason.data.puzzles import Puzzle
+from latent_reason.errors import ConfigError
+from latent_reason.puzzles.folder import load_puzzle_model
+from latent_reason.results import load_results
+from recipes import train_puzzle as recipe
+
+pytestmark = pytest.mark.usefixtures("one_process")
+
+MODULE = '''
+from itertools import permutations
+
+import torch
+
+from latent_reason.data.puzzles import Puzzle
+
+open("imported", "a").close()
+
+
+class Latin(Puzzle):
+    """Every row and every column of a 3 x 3 square holds a, b and c."""
+
+    name, height, width, alphabet, blank = "latin", 3, 3, ".abc", "."
+
+    def groups(self):
+        cell = torch.arange(9)
+        line = torch.arange(3)[:, None]
+        return torch.cat((cell // 3 == line, cell % 3 == line))
+
+    def conflicts(self, question, answer):
+        lines = [answer[i : i + 3] for i in (0, 3, 6)] + [answer[i::3] for i in range(3)]
+        found = [f"line {i} is wrong" for i, s in enumerate(lines) if sorted(s) != [2, 3, 4]]
+        kept = all(clue in (1, cell) for clue, cell in zip(question, answer))
+        return found if kept else [*found, "a clue is changed"]
+
+    def valid(self, questions, answers):
+        pairs = zip(questions.tolist(), answers.tolist())
+        return torch.tensor([not self.conflicts(q, a) for q, a in pairs])
+
+    def generate(self, num, seed, split="train"):
+        rows = torch.tensor(list(permutations((2, 3, 4))))
+        triples = torch.tensor(list(permutations(range(6), 3)))
+        grids = rows[triples].flatten(1)
+        grids = grids[self.valid(torch.ones_like(grids), grids)].repeat(num, 1)[:num]
+        draws = torch.Generator().manual_seed(seed + {"train": 0, "val": 1, "test": 2}[split])
+        hidden = torch.rand(grids.shape, generator=draws) < 0.4
+        return grids.masked_fill(hidden, 1), grids
+
+
+class Other:
+    def __init__(self, size):
+        pass
+
+
+other, number = Other.__mro__[-1], 3
+'''
+NAME = "latin_squares:Latin"
+TINY = (
+    f"sudoku-4x4 --puzzle {NAME} --num-train 12 --num-val 4 --num-test 5 --refinement-steps 1 2 "
+    "--model.reasoner.hidden-size 8 --train.max-steps 2 --train.batch-size 4 --train.log-every 1 "
+    "--train.save-every 1 --train.halt.halt-max-steps 2 --output-dir run"
+).split()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with the module; what is imported from it is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "latin_squares", raising=False)
+    (tmp_path / "latin_squares.py").write_text(MODULE)
+    return tmp_path
+
+
+def train(folder: Path, words: list[str], prepare: Callable[[], object] = no_report) -> Finished:
+    done = run_recipe(recipe, folder, words, prepare)
+    sys.path[:] = [entry for entry in sys.path if entry != str(folder)]
+    return done
+
+
+def was_imported(folder: Path) -> bool:
+    found = (folder / "imported").exists()
+    (folder / "imported").unlink(missing_ok=True)
+    return found
+
+
+def test_it_is_trained_evaluated_and_solved(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = train(folder, TINY)
+    assert done.code == 0, done.err
+    assert was_imported(folder)
+    rows = load_results(folder / "run" / "results.json")["rows"]
+    assert [(row["task"], row["n"]) for row in rows] == [(NAME, 5)] * 3
+
+    saved = load_puzzle_model("run/model")
+    assert (saved.puzzle_name, saved.puzzle) == (NAME, None) and not was_imported(folder)
+    assert isinstance(load_puzzle_model("run/model", puzzle_name=NAME).puzzle, Puzzle)
+    assert was_imported(folder)
+
+    def evaluate() -> None:
+        monkeypatch.setattr(sys, "argv", ["eval/puzzle.py", *words])
+        eval_script.main()
+
+    words = ["--model", "run/model", "--puzzle", NAME, "--num", "5", "--output", "rows.json"]
+    assert forked(evaluate) == 0
+    assert load_results(folder / "rows.json")["rows"][0]["task"] == NAME
+    words = ["solve", "ab.\n.ca\nc.b", "--model", "run/model", "--puzzle", NAME]
+    assert command(words) in (0, 1)
+    assert "confidence" in capsys.readouterr().out
+
+
+def test_a_folder_does_not_choose_what_is_imported(folder: Path) -> None:
+    stopped = train(folder, TINY, at_step(1, 15))
+    assert stopped.code == 143 and was_imported(folder)
+    again = ["--resume", "run", "--puzzle", NAME]
+    assert stopped.out.splitlines()[-1].endswith(" ".join(again))
+    assert_refused(train(folder, again[:2]), "which is code", " ".join(again))
+    assert_refused(train(folder, [*again[:3], "sudoku-4x4"]), "which is code")
+    assert not was_imported(folder)
+    assert train(folder, again).code == 0
+    (folder / "imported").unlink()
+    for words in (["--model", "run/model"], ["--model", "run/model", "--puzzle", "sudoku-4x4"]):
+        with pytest.raises(Exception, match=r"name it with --puzzle|the model is made for"):
+            command(["solve", "ab..cac.b", *words])
+    assert not was_imported(folder)
+    config = json.loads((folder / "run" / "config.json").read_text())
+    config["puzzle"] = "sudoku-4x4"
+    (folder / "run" / "config.json").write_text(json.dumps(config))
+    assert_refused(train(folder, again), "knows its puzzle")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nowhere:Latin", "there is no module nowhere"),
+        ("latin_squares.deep:Latin", "there is no module latin_squares.deep"),
+        ("latin_squares:Greek", "module latin_squares has no class or function Greek"),
+        ("latin_squares:number", "module latin_squares has no class or function number"),
+        ("latin_squares:other", "gives a object, expected a Puzzle"),
+        ("latin_squares:Other", "is not made without arguments"),
+        ("latin_squares:Puzzle", "lacks the attribute name"),
+        ("latin squares:Latin", "expected module:Name"),
+        ("latin_squares:Latin.x", "expected module:Name"),
+        ("futoshiki", "or module:Name"),
+    ],
+)
+def test_a_wrong_name_is_one_line(name: str, words: str, folder: Path) -> None:
+    with pytest.raises(ConfigError, match=f"^puzzle: .*{words}") as caught:
+        named_puzzle(name)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
