@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ from latent_reason.data.__main__ import main
 from latent_reason.data.kinds import find_puzzle
 from latent_reason.data.puzzle_commands import write_csv
 from latent_reason.data.puzzle_files import read_puzzle_csv
-from latent_reason.data.puzzles import Draws, PuzzleDataset
+from latent_reason.data.puzzles import Draws, Puzzle, PuzzleDataset
+from latent_reason.errors import DataError
 
 SEVERAL = "1..............." + ",1234341221434321"
 
@@ -31,7 +34,13 @@ def made(name: str, num: int) -> PuzzleDataset:
     return PuzzleDataset(puzzle, *puzzle.generate(num, seed=3))
 
 
-@pytest.mark.parametrize("name", ["sudoku-4x4", "sudoku-6x6", "maze-7x9"])
+KINDS = [
+    *("sudoku-4x4", "sudoku-6x6", "maze-7x9", "perfect-maze-5x5", "sorting-7"),
+    "state-tracking-8",  # 120 symbols: not ASCII
+]
+
+
+@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("file", ["made.csv", "made.csv.gz"])
 def test_written_puzzles_are_read_back(name, file, tmp_path, capsys):
     path = tmp_path / "new" / file
@@ -46,6 +55,24 @@ def test_written_puzzles_are_read_back(name, file, tmp_path, capsys):
     again = path.read_bytes()
     run(capsys, *words, "--output", str(path))
     assert path.read_bytes() == again and list(path.parent.iterdir()) == [path]
+
+
+def test_an_unknown_symbol_is_named_where_an_alphabet_is_not_ascii(tmp_path):
+    path = tmp_path / "x.csv"
+    write_csv(path, made("state-tracking-8", 2))
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for wrong in ("-", "\u20ac"):
+        path.write_text("\n".join([lines[0], wrong + lines[1][1:], lines[2]]), encoding="utf-8")
+        with pytest.raises(DataError, match=r"x\.csv:2: cell 1 of the question is '[-?]'"):
+            read_puzzle_csv(path, find_puzzle("state-tracking-8"))
+
+
+def test_long_mazes_are_made_on_demand(tmp_path, capsys):
+    path = tmp_path / "long.csv"
+    words = ["write-puzzles", "maze-30x30", "--num", "2", "--min-length", "110"]
+    assert run(capsys, *words, "--output", str(path))[0] == 0
+    puzzle = find_puzzle("maze-30x30")
+    assert puzzle.shortest_lengths(read_puzzle_csv(path, puzzle).questions).min() >= 110
 
 
 def test_written_rows_are_plain_text(tmp_path):
@@ -64,9 +91,16 @@ def test_written_rows_are_plain_text(tmp_path):
         (["sudoku-5x5"], "puzzle: got 'sudoku-5x5'"),
         (["chess"], "puzzle: got 'chess'"),
         (["maze-7x7", "--num", "0"], "num: got 0"),
+        (["maze-7x7", "--min-length", "49"], "min_length: got 49"),
+        (["sudoku-4x4", "--min-length", "9"], "min_length: got 9, expected none but for mazes"),
+        (["runes:Runes"], "symbol '\u16a0' is not Latin-1"),
     ],
 )
-def test_puzzles_that_cannot_be_made(words, message, tmp_path, capsys):
+def test_puzzles_that_cannot_be_made(words, message, tmp_path, capsys, monkeypatch):
+    class Runes(Puzzle):
+        name, height, width, alphabet = "runes", 1, 2, "a\u16a0"
+
+    monkeypatch.setitem(sys.modules, "runes", SimpleNamespace(Runes=Runes))
     path = tmp_path / "x.csv"
     code, lines, error = run(capsys, "write-puzzles", *words, "--output", str(path))
     assert (code, lines) == (2, []) and message in error and not path.exists()

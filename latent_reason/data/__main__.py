@@ -21,6 +21,7 @@ _EPILOG = """examples:
   python -m latent_reason.data inspect data/train.jsonl
   python -m latent_reason.data validate data/test.jsonl --against data/train.jsonl
   python -m latent_reason.data write-puzzles maze-11x11 --num 1000 --output data/mazes.csv.gz
+  python -m latent_reason.data write-puzzles maze-30x30 --min-length 110 --output data/hard.csv
   python -m latent_reason.data check-puzzles --puzzle sudoku-9x9 data/sudoku.csv.gz
   python -m latent_reason.data puzzle-leaks --puzzle sudoku-9x9 data/train.csv data/test.csv
   python -m latent_reason.data arc-leaks arc-agi_training_challenges.json my_tasks.json

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latent_reason.errors import DataError
+from latent_reason.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from latent_reason.data.puzzles import PuzzleDataset
@@ -30,6 +30,9 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument("--num", type=int, default=1000, help="default: %(default)s")
     command.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    command.add_argument(
+        "--min-length", type=int, metavar="N", help="mazes: the least moves from S to G"
+    )
     command.add_argument("--output", required=True, metavar="FILE.csv[.gz]", help="is replaced")
     command.set_defaults(run=write_puzzles)
 
@@ -71,11 +74,21 @@ def write_puzzles(args: argparse.Namespace) -> Iterator[str]:
     Raises:
         UserError: puzzle, split or number cannot be had, or the file cannot be written.
     """
+    from latent_reason.data.maze import Maze
     from latent_reason.data.own_puzzle import named_puzzle
+    from latent_reason.data.puzzle_sources import require_text
     from latent_reason.data.puzzles import PuzzleDataset
 
     puzzle = named_puzzle(args.puzzle)
-    data = PuzzleDataset(puzzle, *puzzle.generate(args.num, args.seed, args.split))
+    require_text(puzzle)
+    wanted = (args.num, args.seed, args.split)
+    if args.min_length is None:
+        grids = puzzle.generate(*wanted)
+    elif isinstance(puzzle, Maze):
+        grids = puzzle.generate(*wanted, args.min_length)
+    else:
+        raise ConfigError(f"min_length: got {args.min_length}, expected none but for mazes")
+    data = PuzzleDataset(puzzle, *grids)
     write_csv(Path(args.output), data)
     yield f"{args.output}: {len(data):,} rows of {args.puzzle}, {args.split}, seed {args.seed}"
 

@@ -160,7 +160,7 @@ def _open_csv(file: _Bounded, source: str) -> Any:
 
 def _text_grids(rows: Rows, batch: Any, puzzle: Puzzle) -> Grids:
     """Turn the two text columns of an Arrow batch or table into tokens."""
-    from pyarrow import ChunkedArray, large_binary
+    from pyarrow import ChunkedArray, array, large_binary
 
     tokens_of = _tokens_of_bytes(puzzle)
     grids = []
@@ -168,6 +168,9 @@ def _text_grids(rows: Rows, batch: Any, puzzle: Puzzle) -> Grids:
         column = batch[field]
         column = column.combine_chunks() if isinstance(column, ChunkedArray) else column
         column = column.fill_null("").cast(large_binary())
+        if not puzzle.alphabet.isascii():  # one byte for each cell, where UTF-8 may take two
+            texts = (str(text, "utf-8", "replace") for text in column.to_pylist())
+            column = array([t.encode("latin-1", "replace") for t in texts], large_binary())
         _, offsets, data = column.buffers()
         ends = np.frombuffer(offsets, np.int64)[column.offset :][: len(column) + 1]
         lengths = np.diff(ends)
@@ -195,10 +198,18 @@ def _unknown(field: str, cell: int, cells: np.ndarray, puzzle: Puzzle) -> str:
     return f"cell {cell + 1} of the {field} is {symbol!r}, expected one of {puzzle.alphabet!r}"
 
 
+def require_text(puzzle: Puzzle) -> None:
+    """Raise ConfigError if grids of a puzzle cannot be written as text and read back."""
+    if max(puzzle.alphabet) > "\xff":
+        raise ConfigError(
+            f"puzzle {puzzle.name}: symbol {max(puzzle.alphabet)!r} is not Latin-1, as CSV needs; "
+            "choose another or use .npy"
+        )
+
+
 def _tokens_of_bytes(puzzle: Puzzle) -> np.ndarray:
-    """Return (256,) uint8: the token of each character, PAD for unknown ones."""
-    if not puzzle.alphabet.isascii():
-        raise ConfigError(f"puzzle {puzzle.name}: alphabet is not ASCII, which files of text need")
+    """Return (256,) uint8: the token of each character of Latin-1, PAD for unknown ones."""
+    require_text(puzzle)
     tokens = np.zeros(256, np.uint8)
     for symbol in puzzle.alphabet:
         for alias in (symbol, symbol.lower(), "." if symbol == puzzle.blank else symbol):
