@@ -445,15 +445,48 @@ def test_a_missing_or_huge_configuration(original: Path) -> None:
 # --- export ---------------------------------------------------------------------------------------
 
 
-def test_models_that_the_originals_do_not_have(tmp_path: Path) -> None:
-    puzzle = find_puzzle("sudoku-4x4")
-    grouped: dict[str, Any] = {"mixer": "groups", "positions": "none"}
-    for change, words in ((grouped, "mixer"), ({"width_multiple": 8}, "width_mult")):
-        reasoner = ReasonerConfig(hidden_size=8, num_heads=2, **change)
-        config = PuzzleModelConfig(reasoner=reasoner, num_cells=16, vocab_size=6)
-        save_puzzle_model(tmp_path / "model", PuzzleModel(config, puzzle.groups()), None)
-        with pytest.raises(ConfigError, match=f"^{words}.* as the originals"):
-            export_published(tmp_path / "model", tmp_path / "x")
+HRM: dict[str, Any] = {"kind": "hrm", "H_layers": 1}
+UNKNOWN: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"mixer": "groups", "positions": "none"}, {}, "mixer: got 'groups', .* 'attention' or 'mlp'"),
+    ({"width_multiple": 8}, {}, "width_multiple: got 8, expected 256"),
+    ({"norm_swiglu": True}, {}, "norm_swiglu: got True, expected False"),
+    ({}, {"num_chains": 2}, "num_chains: got 2, expected 1"),
+    (HRM | {"mixer": "mlp"}, {}, "mixer: got 'mlp', expected 'attention'"),
+    (HRM | {"positions": "none"}, {}, "positions: got 'none', expected 'rope' or 'learned'"),
+    (HRM, {"puzzle_emb_size": 8, "puzzle_emb_len": 2}, "puzzle_emb_len: got 2, expected 1"),
+]
+
+
+@pytest.mark.parametrize(("reasoner", "change", "words"), UNKNOWN)
+def test_models_that_the_originals_do_not_have(
+    reasoner: dict[str, Any], change: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    sizes = ReasonerConfig(hidden_size=8, num_heads=2, **reasoner)
+    config = PuzzleModelConfig(reasoner=sizes, num_cells=16, vocab_size=6, **change)
+    model = PuzzleModel(config, find_puzzle("sudoku-4x4").groups())
+    save_puzzle_model(tmp_path / "model", model, None)
+    with pytest.raises(ConfigError, match=f"^{words}.* as the originals of kind '{sizes.kind}'"):
+        export_published(tmp_path / "model", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+KNOWN: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"mixer": "mlp", "positions": "none"}, {"puzzle_emb_size": 8, "puzzle_emb_len": 2}),
+    ({"positions": "none"}, {"q_continue": True}),
+    (HRM | {"positions": "learned"}, {"halt_confidence": 0.9}),
+    (HRM, {"puzzle_emb_size": 12, "puzzle_emb_len": 2}),
+]
+
+
+@pytest.mark.parametrize(("reasoner", "change"), KNOWN)
+def test_models_that_the_originals_have(
+    reasoner: dict[str, Any], change: dict[str, Any], tmp_path: Path
+) -> None:
+    sizes = ReasonerConfig(hidden_size=8, num_heads=2, **reasoner)
+    config = PuzzleModelConfig(reasoner=sizes, num_cells=16, vocab_size=6, **change)
+    save_puzzle_model(tmp_path / "model", PuzzleModel(config), None)
+    export_published(tmp_path / "model", tmp_path / "x")
+    assert (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("change", [{"dtypes": {"q_head.bias": "load"}}, {"dtypes": 3}, {}])

@@ -250,11 +250,28 @@ def _origin(saved: SavedPuzzleModel, folder: Path) -> tuple[str, dict[str, torch
 
 
 def _check_exportable(config: PuzzleModelConfig) -> None:
-    reasoner = config.reasoner
-    mixers = ("attention", "mlp")
-    check(reasoner.mixer in mixers, "mixer", reasoner.mixer, f"one of {mixers} as the originals")
-    multiple = reasoner.width_multiple
-    check(multiple == 256, "width_multiple", multiple, "256 as the originals")
+    """Refuse what the original of this kind would compute differently.
+
+    What only training and halting read (gradient, loss, q_continue, halt_confidence) is free: their
+    evaluation always runs all refinement steps.
+    """
+    reasoner, size = config.reasoner, config.puzzle_emb_size
+    hrm = reasoner.kind == "hrm"
+    length = config.puzzle_emb_len
+    allowed: dict[str, tuple[object, tuple[object, ...]]] = {
+        "mixer": (reasoner.mixer, ("attention",) if hrm else ("attention", "mlp")),
+        "positions": (
+            reasoner.positions,
+            ("rope", "learned") if hrm else ("rope", "learned", "none"),
+        ),
+        "width_multiple": (reasoner.width_multiple, (256,)),
+        "norm_swiglu": (reasoner.norm_swiglu, (False,)),
+        "num_chains": (config.num_chains, (1,)),
+        "puzzle_emb_len": (length, (-(-size // reasoner.hidden_size) if hrm else length,)),
+    }
+    for name, (got, values) in allowed.items():
+        expected = " or ".join(repr(value) for value in values)
+        check(got in values, name, got, f"{expected} as the originals of kind {reasoner.kind!r}")
 
 
 def _resized(table: Tensor, wanted: Any, puzzles: Puzzles | None) -> Tensor:
