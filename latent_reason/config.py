@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
@@ -28,6 +28,33 @@ def check(condition: bool, name: str, got: object, expected: str) -> None:
         raise ConfigError(f"{name}: got {shown}, expected {expected}")
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_list(value: object, kind: Callable[[object], bool]) -> bool:
+    return isinstance(value, (list, tuple)) and all(map(kind, value))
+
+
+TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "int": (_is_whole, "a whole number"),
+    "float": (_is_number, "a finite number"),
+    "float | None": (lambda value: value is None or _is_number(value), "a finite number or None"),
+    "bool": (lambda value: isinstance(value, bool), "True or False"),
+    "str": (lambda value: isinstance(value, str), "a text"),
+    "tuple[int, ...]": (lambda value: _is_list(value, _is_whole), "a list of whole numbers"),
+    "tuple[str, ...]": (
+        lambda value: _is_list(value, lambda part: isinstance(part, str)),
+        "a list of texts",
+    ),
+}
+"""Annotations that `JsonConfig.check_types` knows: what holds of a value, what is expected."""
+
+
 class JsonConfig:
     """Mixin of the dataclasses below: to and from plain JSON values."""
 
@@ -36,17 +63,11 @@ class JsonConfig:
         return asdict(self)  # type: ignore[call-overload]
 
     def check_types(self) -> None:
-        """Raise `ConfigError` for a number or text field that holds something else, NaN or inf."""
+        """Raise `ConfigError` for a field of one of `TYPES` that holds something else."""
         for f in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, f.name)
-            if f.type == "int":
-                whole = isinstance(value, int) and not isinstance(value, bool)
-                check(whole, f.name, value, "a whole number")
-            elif f.type == "float" or (f.type == "float | None" and value is not None):
-                number = isinstance(value, (int, float)) and not isinstance(value, bool)
-                check(number and math.isfinite(value), f.name, value, "a finite number")
-            elif f.type == "str":
-                check(isinstance(value, str), f.name, value, "a text")
+            if f.type in TYPES:
+                fits, expected = TYPES[f.type]
+                check(fits(getattr(self, f.name)), f.name, getattr(self, f.name), expected)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -14,7 +14,7 @@ def check_curriculum(config: JsonConfig, name: str) -> None:
     shares = getattr(config, name)
     if shares is not None:
         pair = isinstance(shares, (list, tuple)) and len(shares) == 2
-        pair = pair and all(isinstance(share, (int, float)) for share in shares)
+        pair = pair and all(type(share) in (int, float) for share in shares)
         rising = pair and 0 <= shares[0] < shares[1] <= 1
         check(rising, name, shares, "None or two rising shares from 0 to 1")
         object.__setattr__(config, name, tuple(shares))

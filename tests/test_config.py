@@ -46,6 +46,9 @@ REFUSED: list[tuple[type[JsonConfig], dict[str, Any], str, str]] = [
     (ReasonerConfig, {"hidden_size": "64"}, "hidden_size", "a whole number"),
     (ReasonerConfig, {"L_cycles": True}, "L_cycles", "a whole number"),
     (ReasonerConfig, {"L_cycles": None}, "L_cycles", "a whole number"),
+    *[(ReasonerConfig, {"norm_swiglu": value}, "norm_swiglu", "True or False")
+      for value in ("no", 1, None)],
+    (ReasonerConfig, {"expansion": True}, "expansion", "a finite number"),
     (ReasonerConfig, {"expansion": 0.0}, "expansion", "above 0"),
     (ReasonerConfig, {"expansion": math.inf}, "expansion", "a finite number"),
     (ReasonerConfig, {"rope_theta": 0}, "rope_theta", "above 0"),
@@ -87,6 +90,7 @@ REFUSED: list[tuple[type[JsonConfig], dict[str, Any], str, str]] = [
     (PuzzleModelConfig, PREFIX_IN_GROUPS, "puzzle_emb_len", "0 with mixer 'groups'"),
     (PuzzleModelConfig, ROPE_IN_GROUPS, "reasoner.positions", "'none' with mixer 'groups'"),
     (PuzzleModelConfig, {"symbol_states": True}, "symbol_states", "False unless mixer 'groups'"),
+    (PuzzleModelConfig, {"q_continue": "false"}, "q_continue", "True or False"),
     (PuzzleModelConfig, {"loss": "hinge"}, "loss", r"one of \('softmax', 'stablemax'\)"),
     (PuzzleModelConfig, {"reasoner": {"mixer": "conv"}}, "mixer", "one of"),
     (HaltConfig, {"halt_max_steps": 0}, "halt_max_steps", "at least 1"),
@@ -98,7 +102,7 @@ REFUSED: list[tuple[type[JsonConfig], dict[str, Any], str, str]] = [
     *[
         (HaltConfig, {"curriculum": shares}, "curriculum", RISING)
         for shares in ((0.5, 0.5), (0.6, 0.1), (-0.1, 1), (0, 1.1), (0.1,), (0, 0.1, 1), 0.5,
-                       "ab", (math.nan, 1), ("0", "1"))
+                       "ab", (math.nan, 1), ("0", "1"), (False, True))
     ],
     *[
         (TrainConfig, {name: 0}, name, "at least 1")
@@ -129,6 +133,7 @@ REFUSED: list[tuple[type[JsonConfig], dict[str, Any], str, str]] = [
         for name in ("cooldown", "through_base_from")
         for value in (-0.1, 1.1)
     ],
+    (TrainConfig, {"compile": "false"}, "compile", "True or False"),
     (TrainConfig, {"precision": "fp16"}, "precision", r"one of \('auto', 'fp32', 'bf16'\)"),
     (TrainConfig, {"halt": 16}, "halt", "a HaltConfig"),
     (TrainConfig, {"halt": {"halt_max_steps": 0}}, "halt_max_steps", "at least 1"),

@@ -60,12 +60,24 @@ SHRUNK = (
         ({"test_data": "a.csv"}, "train_data and test_data: got one, expected both or none"),
         ({"train": {"max_steps": 0}}, "max_steps: got 0"),
         ({"model": {"loss": "hinge"}}, "loss: got 'hinge'"),
+        ({"num_train": 2.5}, "num_train: got 2.5, expected a whole number"),
+        ({"num_train": True}, "num_train: got True, expected a whole number"),
+        ({"augment": "no"}, "augment: got 'no', expected True or False"),
+        ({"controls": 1}, "controls: got 1, expected True or False"),
+        ({"hints": "x"}, "hints: got 'x', expected a finite number"),
+        ({"refinement_steps": 4}, "refinement_steps: got 4, expected a list of whole numbers"),
+        ({"refinement_steps": (1.5, True)}, r"refinement_steps: got \(1.5, True\), expected a l"),
+        ({"train_data": "a.csv", "test_data": "b"}, "train_data: got 'a.csv', expected a list of"),
         ({"colour": 1}, r"PuzzleRunConfig: got \['colour'\], expected only the fields"),
     ],
 )
 def test_a_wrong_value_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{message}"):
         PuzzleRunConfig.from_dict(values)
+
+
+def test_a_whole_number_is_a_number() -> None:
+    assert PuzzleRunConfig(hints=1).hints == 1
 
 
 def test_all_of_the_files_may_be_asked_for() -> None:
