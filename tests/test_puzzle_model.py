@@ -370,6 +370,17 @@ def test_q_continue_learns_from_the_next_step() -> None:
     assert output.stop.tolist() == [q_halt > q_continue for q_halt, q_continue in pairs]
 
 
+def test_the_target_of_q_continue_takes_as_many_cycles_as_the_step() -> None:
+    questions, labels = half_asked()
+    model = make_model(Sudoku(2, 2), q_continue=True).train()
+    output = model(mixed_carry(model), questions, labels, max_steps=4, cycles=(1, 1))
+    after = model(output.carry, questions, cycles=(1, 1))
+    best = torch.maximum(after.q_halt_logits, after.q_continue_logits).sigmoid()
+    torch.testing.assert_close(output.target_q_continue, best.detach())
+    full = model(output.carry, questions)
+    assert (full.q_halt_logits - after.q_halt_logits).abs().min() > 1e-3
+
+
 def test_q_continue_is_not_trained_in_evaluation() -> None:
     questions, labels = half_asked()
     model = make_model(Sudoku(2, 2), q_continue=True).eval()

@@ -98,6 +98,7 @@ class Scripted(PuzzleModel):
 
     answers: list[list[int]]
     halts: list[float]
+    stops_above = 0.0
 
     def forward(self, carry: Carry, inputs: Tensor, **_: Tensor) -> PuzzleOutput:  # type: ignore[override]
         at = int(carry.refinement_steps)
@@ -106,7 +107,7 @@ class Scripted(PuzzleModel):
         ).float()
         halt = torch.tensor([self.halts[at]])
         carry = replace(carry, refinement_steps=carry.refinement_steps + 1)
-        return PuzzleOutput(logits, halt, halt, carry, halt > 0)
+        return PuzzleOutput(logits, halt, halt, carry, halt > self.stops_above)
 
 
 class NoRule(Puzzle):
@@ -168,6 +169,17 @@ def test_without_a_rule_the_halting_head_decides(
     assert (solution.refinement_steps, solution.solved) == (steps, solved)
     assert (solution.answer, solution.conflicts) == ("abc", None)
     assert solution.verdict.endswith("the model is sure" if solved else "the model is not sure")
+
+
+def test_without_a_rule_sure_means_that_the_head_says_stop() -> None:
+    saved = scripted(NoRule(), [("abc", 1.0)] * 2)
+    assert isinstance(saved.model, Scripted)
+    for limit, solved in ((2.0, False), (-1.0, True), (1.5, False)):
+        saved.model.stops_above = limit
+        solution = solve("cba", saved, 2)
+        assert solution.confidence > 0.5 and solution.solved == solved
+    saved.model.halts, saved.model.stops_above = [-1.0], -2.0
+    assert solve("cba", saved, 1).solved
 
 
 def test_any_shortest_path_is_right(shipped: Path) -> None:

@@ -160,7 +160,7 @@ class PuzzleModel(nn.Module):
             if self.config.q_continue and self.training:
                 assert max_steps is not None, "max_steps"
                 with torch.no_grad():
-                    next_z_H, _ = self.reasoner(x, carry.z_H, carry.z_L, where)
+                    next_z_H, _ = self.reasoner(x, carry.z_H, carry.z_L, where, cycles)
                     target = self._target(
                         *self.judge(next_z_H), carry.refinement_steps >= max_steps
                     )

@@ -40,7 +40,8 @@ class Solution:
         conflicts: what is wrong with it by the rule, nothing if it is right; None if the puzzle
             states no rule.
         refinement_steps: that were run.
-        solved: right by the rule; without a rule, whether the halting head takes it for right.
+        solved: right by the rule; without a rule, whether the halting head says stop, by the
+            model's `halt_confidence` or by q_continue.
     """
 
     answer: str
@@ -109,19 +110,20 @@ def think(
     inputs = torch.tensor([question], device=model.lm_head.weight.device)
     batch = {"inputs": inputs, "puzzle_identifiers": torch.zeros_like(inputs[:, 0])}
     has_rule = puzzle.valid(inputs, inputs) is not None
-    answer, confidence, found, steps = inputs, 0.0, False, 0
+    answer, confidence, stop, found, steps = inputs, 0.0, False, False, 0
     for output in refine(model.eval(), batch, refinement_steps):
         steps += 1
         proposed = output.logits.argmax(dim=-1)
         valid = puzzle.valid(inputs, proposed)
         right = valid is not None and bool(valid)
         if right or not found:
-            answer, confidence, found = proposed, output.q_halt_logits.sigmoid().item(), right
+            answer, found, stop = proposed, right, bool(output.stop)
+            confidence = output.q_halt_logits.sigmoid().item()
         if bool(output.stop) and (right or not has_rule):
             break
     tokens = answer[0].tolist()
     conflicts = puzzle.conflicts(question, tokens) if has_rule else None
-    solved = found if has_rule else confidence > 0.5
+    solved = found if has_rule else stop
     return Solution(puzzle.format(tokens), confidence, conflicts, steps, solved)
 
 
