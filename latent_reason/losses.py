@@ -12,11 +12,13 @@ IGNORE_INDEX = -100
 
 
 def stablemax_log_probs(logits: Tensor) -> Tensor:
-    """Return log(s(x) / sum s(x)) over the last axis in fp64; s(x) = x + 1, below zero 1 / (1 - x).
+    """Return log(s(x) / sum s(x)) over the last axis; s(x) = x + 1, below zero 1 / (1 - x).
+
+    In fp64, on Apple's MPS in fp32, which is all it has.
 
     Source: HRM's losses.py; Prieto et al., arXiv 2501.04697 (there s is called StableMax).
     """
-    x = logits.double()
+    x = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64)
     s = torch.where(x >= 0, x + 1, 1 / (1 - x.clamp(max=0)))
     return (s / s.sum(dim=-1, keepdim=True)).log()
 

@@ -17,12 +17,18 @@ from latent_reason.train_config import TrainConfig
 SUMS = ("train/loss", "train/exact_accuracy", "train/refinement_steps", "right", "labelled")
 
 
+def sums_device(accelerator: Accelerator) -> torch.device:
+    """Return where fp64 sums live: on the accelerator, or on the CPU for MPS, which has no fp64."""
+    device = accelerator.device
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def gather_numbers(accelerator: Accelerator, *values: float) -> Tensor:
     """Return (processes, N) fp64 on the CPU: these N numbers of every process."""
     row = torch.tensor([values], dtype=torch.float64)
     if accelerator.num_processes == 1:
         return row
-    return accelerator.gather(row.to(accelerator.device)).cpu()
+    return accelerator.gather(row.to(sums_device(accelerator))).cpu()
 
 
 class Progress:
@@ -48,7 +54,7 @@ class Progress:
         self._clear()
 
     def _clear(self) -> None:
-        device = self.accelerator.device
+        device = sums_device(self.accelerator)
         self._sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
         self._num = 0
 
@@ -72,7 +78,7 @@ class Progress:
             ((predicted == labels) & labelled).sum(),
             labelled.sum(),
         )
-        self._sums += torch.stack([value.double() for value in values])
+        self._sums += torch.stack([value.to(self._sums.device).double() for value in values])
         self._num += 1
 
     def write_means(self, step: int, seconds: float, progress: float) -> None:
@@ -134,5 +140,6 @@ class Progress:
     def load(self, state: dict[str, Any]) -> None:
         """Undo `state`, of as many processes."""
         sums = state["sums"][self.accelerator.process_index]
-        self._sums = torch.tensor(sums, dtype=torch.float64, device=self.accelerator.device)
+        device = sums_device(self.accelerator)
+        self._sums = torch.tensor(sums, dtype=torch.float64, device=device)
         self._num = state["num_sums"]

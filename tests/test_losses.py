@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -83,6 +84,26 @@ def naive_stablemax_loss(logits: Tensor, labels: Tensor) -> float:
         ]
         examples.append(sum(tokens) / len(tokens))
     return sum(examples) / len(examples)
+
+
+class OnMps(Tensor):
+    """Says that it is on Apple's MPS, and refuses fp64 as MPS does."""
+
+    device = property(lambda _: torch.device("mps"))  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = super().__torch_function__(func, types, args, kwargs)
+        if isinstance(out, Tensor) and out.dtype == torch.float64:
+            raise TypeError("the MPS framework doesn't support float64")
+        return out
+
+
+def test_stablemax_on_mps_is_in_fp32() -> None:
+    logits = torch.randn(3, 4, 5) * 3
+    on_mps = stablemax_log_probs(logits.as_subclass(OnMps)).as_subclass(Tensor)
+    assert on_mps.dtype == torch.float32
+    torch.testing.assert_close(on_mps.double(), stablemax_log_probs(logits), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.1, 3.0, 300.0])
