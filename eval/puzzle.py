@@ -7,8 +7,9 @@
         --votes 100 --submission submission.json
 
 The code is the recipe's own; rows.json has the rows of results.json. Averaged weights and, where
-the folder holds them, raw ones are evaluated. ARC models vote after the most refinement steps; they
-are scored if all answers are known.
+the folder holds them, raw ones are evaluated. A column "valid %" is there if answers are right by
+the rule of the puzzle that are not those of the data, such as another shortest way out of a maze.
+ARC models vote after the most refinement steps; they are scored if all answers are known.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from latent_reason.puzzles.arc_solving import BATCH_SIZE as ARC_BATCH_SIZE
 from latent_reason.puzzles.arc_solving import NUM_VOTES
 from latent_reason.puzzles.arc_table import known_tasks
 from latent_reason.puzzles.arc_voting import collect_votes, pass_rows
-from latent_reason.puzzles.evaluation import PuzzleEvaluator, Sweep
+from latent_reason.puzzles.evaluation import PuzzleEvaluator
 from latent_reason.puzzles.folder import SavedPuzzleModel, load_puzzle_model
 from latent_reason.puzzles.model import PuzzleModel
 from latent_reason.report import format_table
@@ -109,20 +110,6 @@ def load_data(
     return subsample(data, num, seed), about | {"subset": f"{num} drawn with seed {seed}"}
 
 
-def rows_of(system: str, sweep: Sweep) -> list[dict[str, Any]]:
-    """Return a row for each number of refinement steps, and one for what the model decides."""
-    rows = [
-        {"system": system, "refinement_steps": step} | counter.as_dict() | sweep.facts(step)
-        for step, counter in sweep.at.items()
-    ]
-    halting = {
-        "system": f"{system}, halts itself at {sweep.mean_steps:.1f} on average",
-        "refinement_steps": max(sweep.at),
-        "mean_refinement_steps": sweep.mean_steps,
-    }
-    return [*rows, halting | sweep.halted.as_dict()]
-
-
 def load_models(folder: Path, wanted: str, puzzle: str | None) -> dict[str, SavedPuzzleModel]:
     """Return the models to evaluate by kind of weights, for `puzzle` if it is named.
 
@@ -166,8 +153,7 @@ def evaluate(
     for weights, saved in models.items():
         model = saved.model.to(accelerator.device)
         sweep = evaluator.sweep(model, options.refinement_steps)
-        about_model = about | size_of(model)
-        rows += [row | about_model for row in rows_of(SYSTEMS[weights], sweep)]
+        rows += sweep.rows(SYSTEMS[weights], **about, **size_of(model))
     return rows
 
 
@@ -229,7 +215,7 @@ def evaluate_arc(
         if scored:
             sweep = evaluator.sweep(model, options.refinement_steps)
             found = pass_rows(votes, system, num_votes, {"refinement_steps": steps})
-            rows += [row | about | size_of(model) for row in [*rows_of(system, sweep), *found]]
+            rows += [row | about | size_of(model) for row in [*sweep.rows(system), *found]]
     return rows
 
 
@@ -243,10 +229,6 @@ def main() -> int:
     rows = (evaluate_arc if is_arc else evaluate)(options, models, accelerator)
     if accelerator.is_main_process:
         print(format_table(rows) if rows else "not scored: the data have no answers to all tests")
-        for row in rows:
-            if row["refinement_steps"] == max(options.refinement_steps) and "valid_accuracy" in row:
-                share = f"{100 * row['valid_accuracy']:.1f} %"
-                print(f"{row['system']}: {share} right by the rule of the puzzle at the end")
         if options.output is not None:
             write_json(options.output, {"schema_version": 1, "rows": rows} | environment())
     return 0

@@ -23,11 +23,9 @@ from markupsafe import Markup
 
 from .errors import DataError
 from .results import (
-    HEADER,
     NUM_TEXT_COLUMNS,
     Row,
     clean_text,
-    format_row,
     format_table,
     is_number,
     load_results,
@@ -35,6 +33,7 @@ from .results import (
     read_json,
     read_metrics,
     summary_sentence,
+    table_of,
 )
 
 if TYPE_CHECKING:
@@ -59,6 +58,7 @@ def write_report(run_dir: Path) -> Path:
     """
     results = load_results(run_dir / "results.json")
     rows, halt_max_steps = results["rows"], results.get("halt_max_steps")
+    header, table = table_of(rows)
     samples = _optional_json(run_dir / "samples.json", list)
     environment = jinja2.Environment(
         autoescape=True,
@@ -71,8 +71,8 @@ def write_report(run_dir: Path) -> Path:
         results=results,
         facts=_facts(results),
         sentence=summary_sentence(rows, halt_max_steps),
-        header=HEADER,
-        table=[format_row(row) for row in rows],
+        header=header,
+        table=table,
         num_text_columns=NUM_TEXT_COLUMNS,
         plots=_plots(rows, halt_max_steps, read_metrics(run_dir / "metrics.jsonl")),
         samples=_sample_views(samples[:MAX_SAMPLES], run_dir / "samples.json"),

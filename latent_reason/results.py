@@ -11,7 +11,10 @@ Recipes and evaluation scripts write `results.json` into the run folder:
 Shares are fractions between 0 and 1, `n` counts examples, `num_leaks` test puzzles (for ARC: tasks)
 that are in the training or validation data up to symmetry. A row needs `system`, `task`, `split`,
 `n` and `exact_accuracy`; everything else may be missing or null (a system without a recursion has
-no `refinement_steps`), and further keys are allowed. The first row names the system that the run
+no `refinement_steps`), and further keys are allowed. Of puzzles with a rule `valid_accuracy` is
+the share of answers that are right by it; the row of a model that halts itself has `halted_at`,
+[refinement steps, examples that its halting head stopped there] pairs; those not listed it never
+stopped. The first row names the system that the run
 is about; the other systems are what it is compared with.
 """
 
@@ -35,10 +38,12 @@ HEADER = (
     ("refinement", "steps"),
     ("", "n"),
     ("exact %", "[95 % interval]"),
+    ("", "valid %"),
     ("token", "accuracy %"),
     ("trainable", "parameters"),
     ("train", "seconds"),
 )
+VALID = HEADER.index(("", "valid %"))
 NUM_TEXT_COLUMNS = 2
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 
@@ -109,14 +114,27 @@ def format_table(rows: Sequence[Row]) -> str:
 
     Shares are in percent with one decimal, the interval in brackets is the 95 % one.
     """
-    lines = [list(line) for line in zip(*HEADER, strict=True)]
-    lines += [[plain_text(cell) for cell in format_row(row)] for row in rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
+    header, cells = table_of(rows)
+    lines = [list(line) for line in zip(*header, strict=True)]
+    lines += [[plain_text(cell) for cell in line] for line in cells]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     lines.insert(2, ["-" * width for width in widths])
     return "\n".join(_align(line, widths) for line in lines)
 
 
-def format_row(row: Row) -> list[str]:
+def table_of(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list[str]]]:
+    """Return the header, an upper and a lower text by column, and the texts of each row.
+
+    "valid %" is left out where it would only repeat "exact %".
+    """
+    columns = [*range(len(HEADER))]
+    if all(row.get("valid_accuracy") in (None, row["exact_accuracy"]) for row in rows):
+        columns.remove(VALID)
+    cells = [_cells(row) for row in rows]
+    return [HEADER[i] for i in columns], [[line[i] for i in columns] for line in cells]
+
+
+def _cells(row: Row) -> list[str]:
     """One row as the texts under `HEADER`; "-" where nothing is known."""
 
     def cell(name: str, pattern: str, scale: int = 1) -> str:
@@ -131,6 +149,7 @@ def format_row(row: Row) -> list[str]:
         cell("refinement_steps", "d"),
         cell("n", ",d"),
         cell("exact_accuracy", ".1f", scale=100) + bounds,
+        cell("valid_accuracy", ".1f", scale=100),
         cell("accuracy", ".1f", scale=100),
         cell("trainable_parameters", ",d"),
         cell("train_seconds", ",.0f"),
@@ -195,7 +214,7 @@ def _row_problem(row: object) -> str | None:
     for name in ("n", "refinement_steps", "trainable_parameters", "num_leaks"):
         if (name == "n" or row.get(name) is not None) and not _is_count(row.get(name)):
             return f"{name} is {row.get(name)!r}, expected a whole number that is not negative"
-    for name in ("exact_accuracy", "accuracy"):
+    for name in ("exact_accuracy", "valid_accuracy", "accuracy"):
         if (name == "exact_accuracy" or row.get(name) is not None) and not _is_share(row.get(name)):
             return f"{name} is {row.get(name)!r}, expected a fraction between 0 and 1"
     interval = row.get("ci95")

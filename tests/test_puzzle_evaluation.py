@@ -20,6 +20,7 @@ from latent_reason.data.sudoku import Sudoku
 from latent_reason.halting import Carry
 from latent_reason.puzzles.evaluation import CONFIDENCES, PuzzleEvaluator, Sweep, refine, trace
 from latent_reason.puzzles.model import PuzzleModel
+from latent_reason.results import format_table
 
 pytestmark = pytest.mark.usefixtures("one_process")
 PUZZLE = Sudoku(2, 2)
@@ -79,6 +80,7 @@ def naive_counts(model: PuzzleModel, data: PuzzleDataset, steps: list[int]) -> d
     """Answer row by row, one call after the other, and compare lists of tokens."""
     at = {step: [0, 0, 0, 0] for step in steps}
     valid, halted, used = dict.fromkeys(steps, 0), [0, 0, 0, 0], 0
+    valid_halted, halted_at = 0, {}
     for row in range(len(data)):
         question = data.questions[row].long()
         labels = data.answers[row].tolist()
@@ -96,8 +98,18 @@ def naive_counts(model: PuzzleModel, data: PuzzleDataset, steps: list[int]) -> d
             stop = (output.q_halt_logits > output.q_continue_logits).item()
             if not stopped and (stop or step == max(steps)):
                 halted = [a + b for a, b in zip(halted, counts, strict=True)]
+                valid_halted += not PUZZLE.conflicts(question.tolist(), tokens)
                 stopped = True
-    return {"at": at, "valid": valid, "halted": halted, "mean_steps": used / len(data)}
+                if stop:
+                    halted_at[step] = halted_at.get(step, 0) + 1
+    return {
+        "at": at,
+        "valid": valid,
+        "halted": halted,
+        "valid_halted": valid_halted,
+        "halted_at": halted_at,
+        "mean_steps": used / len(data),
+    }
 
 
 def as_numbers(sweep: Sweep) -> dict[str, Any]:
@@ -105,6 +117,8 @@ def as_numbers(sweep: Sweep) -> dict[str, Any]:
         "at": {step: counter.counts() for step, counter in sweep.at.items()},
         "valid": sweep.valid,
         "halted": sweep.halted.counts(),
+        "valid_halted": sweep.valid_halted,
+        "halted_at": sweep.halted_at,
         "mean_steps": sweep.mean_steps,
     }
 
@@ -118,6 +132,9 @@ def test_a_sweep_agrees_with_a_naive_loop(model: PuzzleModel, data: PuzzleDatase
     assert sweep.at[1].num_exact < NUM_ROWS
     assert 1 < sweep.mean_steps < MAX_STEPS, "all stop at the same step"
     assert sweep.halted.counts() not in [counter.counts() for counter in sweep.at.values()]
+    once = evaluator(data).sweep(model, [1])
+    assert as_numbers(once) == naive_counts(model, data, [1])
+    assert 0 < once.halted_at[1] < NUM_ROWS, "the head stops all of them or none"
 
 
 def test_halting_at_once_and_never(model: PuzzleModel, data: PuzzleDataset) -> None:
@@ -128,6 +145,7 @@ def test_halting_at_once_and_never(model: PuzzleModel, data: PuzzleDataset) -> N
         sweep = evaluator(data).sweep(model, [1, 4])
         assert sweep.mean_steps == steps
         assert sweep.halted.counts() == sweep.at[steps].counts()
+        assert sweep.halted_at == ({1: NUM_ROWS} if steps == 1 else {})
 
 
 @pytest.mark.parametrize("shift", [-6.0, -1.0, 0.0, 2.0, 6.0])
@@ -189,8 +207,13 @@ def test_another_solution_is_valid_and_not_exact() -> None:
         sweep = evaluator(data, batch_size=batch_size).sweep(reciter(other), [1])
         assert sweep.at[1].num_exact == 0
         assert sweep.valid == {1: 2}
-        assert sweep.facts(1) == {"valid_accuracy": 2 / 3}
-    assert evaluator(data).sweep(reciter(solutions), [1]).facts(1) == {"valid_accuracy": 1.0}
+        rows = sweep.rows("reciter", task="open", split="test")
+        assert [row["valid_accuracy"] for row in rows] == [2 / 3, 2 / 3]
+        assert rows[1]["halted_at"] == [] and rows[1]["mean_refinement_steps"] == 1
+        assert format_table(rows).count("66.7") == 2
+    rows = evaluator(data).sweep(reciter(solutions), [1]).rows("reciter", task="o", split="test")
+    assert [row["valid_accuracy"] for row in rows] == [1.0, 1.0]
+    assert "valid %" not in format_table(rows)
 
 
 class Plain(Puzzle):
@@ -204,7 +227,8 @@ def test_a_puzzle_without_a_rule_has_no_valid_accuracy() -> None:
     data = PuzzleDataset(Plain(), grids, grids, puzzle_identifiers=torch.arange(2))
     sweep = evaluator(data).sweep(reciter(grids, 3), [1, 2])
     assert sweep.at[2].num_exact == 2
-    assert sweep.valid == {} and sweep.facts(2) == {}
+    assert sweep.valid == {} and sweep.valid_halted is None
+    assert not any("valid_accuracy" in row for row in sweep.rows("plain"))
 
 
 @pytest.mark.parametrize("bf16", [False, True])

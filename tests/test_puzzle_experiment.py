@@ -382,6 +382,10 @@ def test_results_are_valid_and_complete(whole: Path) -> None:
     used = halting["mean_refinement_steps"]
     assert halting["system"] == f"reasoner, halts itself at {used:.1f} on average"
     assert halting["n"] == 7 and halting["refinement_steps"] == 4 and 1 <= used <= 4
+    assert 0 <= halting["valid_accuracy"] <= 1
+    stopped = {step: num for step, num in halting["halted_at"]}
+    rest = 7 - sum(stopped.values())
+    assert used == (sum(step * num for step, num in stopped.items()) + 4 * rest) / 7
 
 
 def test_the_saved_model_gives_the_rows(whole: Path) -> None:
@@ -421,7 +425,7 @@ def test_the_halting_row_stops_by_the_head(tmp_path: Path) -> None:
     assert done.code == 0, done.err
     rows = load_results(tmp_path / "run" / "results.json")["rows"]
     assert rows[3]["system"] == "reasoner, halts itself at 1.0 on average"
-    assert rows[3]["mean_refinement_steps"] == 1.0
+    assert rows[3]["mean_refinement_steps"] == 1.0 and rows[3]["halted_at"] == [[1, 7]]
     for name in ("exact_accuracy", "accuracy"):
         assert rows[3][name] == rows[0][name]
 

@@ -191,3 +191,11 @@ def test_depth_sweep_is_a_png_with_any_name_and_depth(tmp_path):
     rows += make_rows("no recursion", depths=(None,)) + make_rows("off", depths=(0, None))
     plot_depth_sweep(rows, path, halt_max_steps=8)
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_valid_answers_have_a_column_in_the_report(tmp_path):
+    rows = make_rows()
+    assert "valid %" not in make_run(tmp_path, rows=rows)
+    rows[0]["valid_accuracy"] = 0.123
+    source = make_run(tmp_path, rows=rows)
+    assert "valid %</th>" in source and '<td class="num">12.3</td>' in source

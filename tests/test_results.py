@@ -66,6 +66,7 @@ def test_load_results_names_file_and_reason(tmp_path, content, reason):
         {"n": True},
         {"exact_accuracy": None},
         {"exact_accuracy": 97.0},
+        {"valid_accuracy": 97.0},
         {"accuracy": "0.9"},
         {"ci95": [0.5]},
         {"ci95": [0.5, "1"]},
@@ -92,6 +93,15 @@ def test_table_shows_percent_with_interval_and_dashes():
     expected = ["TRM", "sums/test", "8", "1,000", "97.0", "[95.7,", "97.9]", "99.1", "190,000"]
     assert lines[3].split() == [*expected, "240"]
     assert lines[4].split() == ["TRM", "sums/test", "-", "1,000", "97.0", "-", "-", "-"]
+
+
+def test_valid_answers_have_a_column_where_they_are_not_the_exact_ones():
+    same = FULL_ROW | {"valid_accuracy": 0.97}
+    assert format_table([same, ROW]) == format_table([FULL_ROW, ROW])
+    lines = format_table([same, FULL_ROW | {"valid_accuracy": 0.982}, ROW]).splitlines()
+    assert "[95 % interval]  valid %" in lines[1]
+    assert [line.split()[7] for line in lines[3:5]] == ["97.0", "98.2"]
+    assert lines[5].split()[4:] == ["97.0", "-", "-", "-", "-"]
 
 
 def test_table_columns_are_aligned():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,20 +27,43 @@ class Sweep:
 
     at: counters of the answers after so many refinement steps; valid: answers that are right by
     the rule of the puzzle after so many steps, where it has one (a maze may have several shortest
-    paths). halted: counter of the answers at which the halting head stopped each example;
-    mean_steps: refinement steps that this took.
+    paths). halted: counter of the answers at which the halting head stopped each example, the last
+    ones where it did not; valid_halted: how many of these are right by the rule, None without one;
+    halted_at: examples that it stopped, by refinement steps; mean_steps: what all of them took.
     """
 
     at: dict[int, AccuracyCounter]
-    valid: dict[int, int] = field(default_factory=dict)
-    halted: AccuracyCounter = field(default_factory=AccuracyCounter)
-    mean_steps: float = 0.0
+    valid: dict[int, int]
+    halted: AccuracyCounter
+    valid_halted: int | None
+    halted_at: dict[int, int]
+    mean_steps: float
 
-    def facts(self, step: int) -> dict[str, Any]:
-        """Return what a row says besides exact accuracy."""
-        if step not in self.valid:
-            return {}
-        return {"valid_accuracy": self.valid[step] / self.at[step].num_examples}
+    def rows(self, system: str, **about: Any) -> list[dict[str, Any]]:
+        """Return rows of results.json: one by steps each, and one for what the model decides.
+
+        Args:
+            system: name in the table.
+            about: what all of them say besides.
+        """
+
+        def row(name: str, step: int, counter: AccuracyCounter, valid: int | None) -> dict:
+            told = {"system": name, **about, "refinement_steps": step} | counter.as_dict()
+            share = {} if valid is None else {"valid_accuracy": valid / counter.num_examples}
+            return told | share
+
+        name = f"{system}, halts itself at {self.mean_steps:.1f} on average"
+        halting = row(name, max(self.at), self.halted, self.valid_halted) | {
+            "mean_refinement_steps": self.mean_steps,
+            "halted_at": [[step, num] for step, num in self.halted_at.items()],
+        }
+        return [
+            *(
+                row(system, step, counter, self.valid.get(step))
+                for step, counter in self.at.items()
+            ),
+            halting,
+        ]
 
 
 def refine(
@@ -81,21 +104,24 @@ class PuzzleEvaluator:
         model.eval()
         counters = {step: AccuracyCounter() for step in sorted(steps)}
         valid = dict.fromkeys(counters, 0)
-        halted, used = AccuracyCounter(), 0
+        halted, valid_halted = AccuracyCounter(), 0
+        halted_at = torch.zeros(max(steps) + 1, dtype=torch.long)  # at 0: never
         for batch in self._batches():
             labels = batch["labels"]
-            final = torch.zeros_like(labels)
-            running = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+            final, stopped = torch.zeros_like(labels), torch.zeros_like(labels[:, 0])
             for step, output in enumerate(refine(model, batch, max(steps), self.bf16), start=1):
                 answers = output.logits.argmax(dim=-1)
+                running = stopped == 0
                 final = torch.where(running[:, None], answers, final)
-                used += int(running.sum())
-                running &= ~output.stop
+                stopped = torch.where(running & output.stop, step, stopped)
                 if step in counters:
                     counters[step].update(answers, labels)
                     valid[step] += self._num_valid(batch["inputs"], answers)
             halted.update(final, labels)
-        return self._total(Sweep(counters, valid, halted), used)
+            valid_halted += self._num_valid(batch["inputs"], final)
+            halted_at += torch.bincount(stopped.cpu(), minlength=len(halted_at))
+        table = [counter.counts() + [valid[step]] for step, counter in counters.items()]
+        return self._total([*counters], [*table, halted.counts() + [valid_halted]], halted_at)
 
     def choose_confidence(self, model: PuzzleModel, limit: int) -> float:
         """Return the lowest of CONFIDENCES at which halting costs next to nothing.
@@ -129,20 +155,23 @@ class PuzzleEvaluator:
         valid = self.data.puzzle.valid(inputs, answers)
         return 0 if valid is None else int(valid.sum())
 
-    def _total(self, sweep: Sweep, used: int) -> Sweep:
-        """Add up the counts of all processes."""
-        table = [c.counts() + [sweep.valid[s]] for s, c in sweep.at.items()]
-        local = torch.tensor([*table, [*sweep.halted.counts(), used]])
-        summed = self.accelerator.reduce(local.to(self.accelerator.device), "sum").tolist()
-        at = dict(zip(sweep.at, summed, strict=False))
-        halted = AccuracyCounter.from_counts(summed[-1][:-1])
+    def _total(self, steps: list[int], table: list[list[int]], halted_at: Tensor) -> Sweep:
+        """Add up the counts of all processes: a row of `table` by steps each, one when halted."""
+        device = self.accelerator.device
+        summed = self.accelerator.reduce(torch.tensor(table).to(device), "sum").tolist()
+        never, *ended = self.accelerator.reduce(halted_at.to(device), "sum").tolist()
+        *at, halted = [AccuracyCounter.from_counts(counts[:-1]) for counts in summed]
+        *valid, valid_halted = [counts[-1] for counts in summed]
         first = self.data.questions[:1], self.data.answers[:1]
         has_rule = self.data.puzzle.valid(*first) is not None
+        used = sum(step * num for step, num in enumerate(ended, start=1)) + len(ended) * never
         return Sweep(
-            {step: AccuracyCounter.from_counts(counts[:-1]) for step, counts in at.items()},
-            {step: counts[-1] for step, counts in at.items()} if has_rule else {},
-            halted,
-            summed[-1][-1] / max(1, halted.num_examples),
+            at=dict(zip(steps, at, strict=True)),
+            valid=dict(zip(steps, valid, strict=True)) if has_rule else {},
+            halted=halted,
+            valid_halted=valid_halted if has_rule else None,
+            halted_at={step: num for step, num in enumerate(ended, start=1) if num},
+            mean_steps=used / max(1, halted.num_examples),
         )
 
 

@@ -209,14 +209,9 @@ class PuzzleRun(RunFrame):
             confidence = self.evaluator("val").choose_confidence(model, limit)
             model.config = dataclasses.replace(model.config, halt_confidence=confidence)
         steps = sorted({*config.refinement_steps, limit})
+        facts["halt_confidence"] = model.config.halt_confidence
         sweep = self.evaluator("test").sweep(model, steps)
-        for step, counter in sweep.at.items():
-            self.add("reasoner", config.puzzle, "test", step, counter, **sweep.facts(step), **facts)
-        name = f"reasoner, halts itself at {sweep.mean_steps:.1f} on average"
-        used: dict[str, Any] = {"mean_refinement_steps": sweep.mean_steps}
-        used["num_leaks"] = self.num_leaks
-        used["halt_confidence"] = model.config.halt_confidence
-        self.add(name, config.puzzle, "test", max(steps), sweep.halted, **used)
+        self.rows += sweep.rows("reasoner", task=config.puzzle, split="test", **facts)
 
     def run_control(self, reasoner: Trainer) -> None:
         """Train the same network in one pass for as long and add its row."""
@@ -233,9 +228,9 @@ class PuzzleRun(RunFrame):
         config = dataclasses.replace(self.config.model, reasoner=once)
         model, trainer = self.train_model(folder, config, train)
         sweep = self.evaluator("test").sweep(model, [1])
-        system = "control: same network, one pass"
-        facts = facts_of(trainer) | {"num_leaks": self.num_leaks}
-        self.add(system, self.config.puzzle, "test", 1, sweep.at[1], **sweep.facts(1), **facts)
+        about = {"task": self.config.puzzle, "split": "test", "num_leaks": self.num_leaks}
+        about |= facts_of(trainer)
+        self.rows += sweep.rows("control: same network, one pass", **about)[:1]
 
     def write(self, model: PuzzleModel) -> None:
         """Print the table; write results.json, samples.json, report.html and model/."""
