@@ -103,6 +103,8 @@ def _solve(options: argparse.Namespace) -> int:
     seconds = time.perf_counter() - start
     print(solution.answer)
     print(solution.verdict)
+    if solution.note:
+        print(f"note: {solution.note}")
     plural = "s" if solution.refinement_steps > 1 else ""
     print(
         f"confidence {solution.confidence:.3f}, {solution.refinement_steps} refinement "

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file as save_tensors
 from torch import Tensor
 
 from .errors import CheckpointError
+from .model_folder import cpu_copy
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -208,7 +208,7 @@ def _write_files(
 ) -> None:
     for group, named in tensors.items():
         path = temp / f"{group}{SUFFIX}"
-        save_tensors({name: _cpu_copy(tensor) for name, tensor in named.items()}, path)
+        save_tensors({name: cpu_copy(tensor) for name, tensor in named.items()}, path)
         # The library makes files that only their owner can read; follow the user's umask.
         path.chmod(temp.stat().st_mode & 0o666)
     (temp / STATE).write_bytes(state_bytes)
@@ -221,10 +221,6 @@ def _write_files(
     (temp / MANIFEST).write_bytes(_to_json({"schema_version": SCHEMA_VERSION, "files": files}))
     _fsync(temp / MANIFEST)
     _fsync(temp)
-
-
-def _cpu_copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _fsync(path: Path) -> None:

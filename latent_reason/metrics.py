@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .errors import DataError
+from .losses import IGNORE_INDEX
 
-IGNORE_INDEX = -100
 Z_95 = 1.959963984540054  # standard normal quantile of 0.975
 
 

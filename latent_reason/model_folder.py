@@ -55,7 +55,7 @@ def write_model_folder(
         shutil.rmtree(temp, ignore_errors=True)
         temp.mkdir(parents=True)
         for name, tensors in weights.items():
-            save_file({k: _cpu_copy(v) for k, v in tensors.items()}, temp / name)
+            save_file({k: cpu_copy(v) for k, v in tensors.items()}, temp / name)
             # The library makes files that only their owner can read; follow the user's umask.
             (temp / name).chmod(temp.stat().st_mode & 0o666)
         (temp / CARD).write_text(card.rstrip() + "\n", encoding="utf-8")
@@ -121,5 +121,6 @@ def _keep_other_files(old: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _cpu_copy(tensor: Tensor) -> Tensor:
+def cpu_copy(tensor: Tensor) -> Tensor:
+    """Return a contiguous copy on the CPU without graph, as safetensors takes them."""
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)

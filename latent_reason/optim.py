@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,14 +17,6 @@ from latent_reason.train_config import TrainConfig
 BETA1 = 0.9
 HEADS = ("lm_head", "q_head")
 """Names of the linear layers that read an answer out; Muon is for the layers before them."""
-
-
-def _run(closure: Callable[[], float] | None) -> float | None:
-    """Return the loss that the closure computes, if there is one."""
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()
 
 
 class AdamATan2(Optimizer):
@@ -52,11 +44,10 @@ class AdamATan2(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Update all parameters that have a gradient; return the loss of a closure, if given."""
-        loss = _run(closure)
+        """Update all parameters that have a gradient; no closure (accelerate passes None)."""
+        assert closure is None, "closure"
         for group in self.param_groups:
             self._update(group)
-        return loss
 
     def _update(self, group: dict[str, Any]) -> None:
         params = [p for p in group["params"] if p.grad is not None]
@@ -129,12 +120,12 @@ class SignSGD(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Update the rows of the batch; return the loss of a closure, if given.
+        """Update the rows of the batch; no closure (accelerate passes None).
 
         Raises:
             ValueError: if a gradient is dense.
         """
-        loss = _run(closure)
+        assert closure is None, "closure"
         for group in self.param_groups:
             lr = group["lr"]
             for p in group["params"]:
@@ -148,7 +139,6 @@ class SignSGD(Optimizer):
                 rows, sums = _summed_rows(p.grad)
                 updated = p.index_select(0, rows).mul_(1 - lr * group["weight_decay"])
                 p.index_copy_(0, rows, updated.add_(sums.sign(), alpha=-lr))
-        return loss
 
 
 def _groups(params: Sequence[Tensor], lr: float, weight_decay: float) -> list[dict[str, Any]]:

@@ -11,7 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from latent_reason.metrics import IGNORE_INDEX, MetricsLog
+from latent_reason.losses import IGNORE_INDEX
+from latent_reason.metrics import MetricsLog
 from latent_reason.train_config import TrainConfig
 
 SUMS = ("train/loss", "train/exact_accuracy", "train/refinement_steps", "right", "labelled")

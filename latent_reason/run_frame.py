@@ -24,7 +24,14 @@ from latent_reason.errors import CheckpointError, ConfigError
 from latent_reason.metrics import AccuracyCounter
 from latent_reason.report import format_table, write_report
 from latent_reason.run_lock import RunLock
-from latent_reason.runs import check_world, environment, peak_memory_gib, read_options, write_json
+from latent_reason.runs import (
+    check_compiler,
+    check_world,
+    environment,
+    peak_memory_gib,
+    read_options,
+    write_json,
+)
 from latent_reason.train_config import TrainConfig
 from latent_reason.training import Trainer, local_batch_size
 
@@ -172,6 +179,8 @@ class RunFrame:
         )
         check_world(self.accelerator)
         local_batch_size(config.train, self.accelerator.num_processes)
+        if config.train.compile:
+            check_compiler(self.accelerator.device)
         self.rows: list[dict[str, Any]] = []
         self.say(f"preset {name}, run folder {self.folder}")
 

@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,6 +96,21 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
         signal.signal(number, self._old[number])
+
+
+def check_compiler(device: torch.device) -> None:
+    """Refuse torch.compile on a CPU without the C++ compiler that it calls.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    name = os.environ.get("CXX", default)
+    if device.type == "cpu" and shutil.which(name) is None:
+        raise ConfigError(
+            f"train.compile: there is no C++ compiler {name}; install one (CXX may name another) "
+            "or give --train.no-compile"
+        )
 
 
 def check_world(accelerator: Accelerator) -> None:

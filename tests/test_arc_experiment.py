@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 from arc_tasks import make_task
-from tiny_runs import assert_same_run, forked, last_checkpoint, on_two_processes
+from tiny_recipes import assert_refused, run_recipe
+from tiny_runs import assert_same_run, last_checkpoint, on_two_processes
 from torch import Tensor, nn
 
-from latent_reason import run_frame
 from latent_reason.config import PuzzleModelConfig, ReasonerConfig
 from latent_reason.data.arc_canvas import VOCAB_SIZE
 from latent_reason.data.arc_files import ArcPair, ArcTask
@@ -29,7 +28,6 @@ from latent_reason.puzzles.arc_experiment import ArcRun, ArcRunConfig, hold_out
 from latent_reason.puzzles.experiment import PuzzleRunConfig, load_splits
 from latent_reason.puzzles.model import PuzzleOutput
 from latent_reason.results import load_results
-from latent_reason.runs import run_script
 from latent_reason.train_config import HaltConfig, TrainConfig
 from latent_reason.training import Trainer
 from recipes import train_puzzle as recipe
@@ -107,8 +105,7 @@ class Oracle(nn.Module):
 
     def __init__(self, run: ArcRun, answer: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.config = run.config.model
-        self.known = {}
+        self.known, self.config = {}, run.config.model
         for test in range(len(run.tasks.tests)):
             for k in range(1 + run.tasks.num_augmentations):
                 batch = run.tasks.test_batch(torch.tensor([test]), torch.tensor([k]))
@@ -320,23 +317,6 @@ def test_files_must_be_given(tmp_path):
 # The chain, from the command line
 
 
-def no_report() -> None:
-    """Leave the plots out, which take most of the seconds of a tiny run."""
-    run_frame.write_report = lambda folder: folder / "report.html"
-
-
-def run_here(folder: Path, words: list[str], prepare: Callable[[], object] = no_report) -> int:
-    """Run the recipe in a forked child in `folder`; its output goes to files there."""
-
-    def action() -> None:
-        os.chdir(folder)
-        sys.argv = ["recipes/train_puzzle.py", *words]
-        prepare()
-        run_script(recipe.main)
-
-    return forked(action, (folder / "out", folder / "err"))
-
-
 def words(folder: Path) -> list[str]:
     train = write_tasks(folder / "training", TRAINING)
     test = write_tasks(folder / "evaluation", EVALUATION)
@@ -347,7 +327,8 @@ def words(folder: Path) -> list[str]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nobody interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    assert run_here(folder, words(folder), lambda: None) == 0, (folder / "err").read_text()
+    done = run_recipe(recipe, folder, words(folder), lambda: None)
+    assert done.code == 0, done.err
     return folder / "run"
 
 
@@ -384,9 +365,10 @@ def test_a_killed_run_resumes_bit_by_bit(whole, tmp_path, step):
 
         Trainer.train_step = killed  # type: ignore[method-assign]
 
-    assert run_here(tmp_path, words(tmp_path), kill) == -signal.SIGKILL
-    assert run_here(tmp_path, ["--resume", "run"]) == 0, (tmp_path / "err").read_text()
-    assert ("resumed run at step 3" in (tmp_path / "out").read_text()) == (step == 5)
+    assert run_recipe(recipe, tmp_path, words(tmp_path), kill).code == -signal.SIGKILL
+    done = run_recipe(recipe, tmp_path, ["--resume", "run"])
+    assert done.code == 0, done.err
+    assert ("resumed run at step 3" in done.out) == (step == 5)
     assert_same_run(tmp_path / "run", whole)
     for name in ("submission.json", "samples.json"):
         assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
@@ -395,9 +377,7 @@ def test_a_killed_run_resumes_bit_by_bit(whole, tmp_path, step):
 def test_bad_files_are_refused_in_one_line(tmp_path):
     files = words(tmp_path)
     Path(files[2]).write_text("[1")
-    assert run_here(tmp_path, files) == 2
-    error = (tmp_path / "err").read_text()
-    assert error.startswith(f"error: {files[2]}: not valid JSON") and error.count("\n") == 1
+    assert_refused(run_recipe(recipe, tmp_path, files), f"{files[2]}: not valid JSON")
     assert not (tmp_path / "run").exists()
 
 

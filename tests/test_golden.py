@@ -48,7 +48,7 @@ class Case:
     def model(self) -> PuzzleModel:
         config: PuzzleModelConfig = original_config(self.config)
         model = PuzzleModel(config)
-        model.load_state_dict(from_published(self.group("weights"), config))
+        model.load_state_dict(from_published(self.group("weights")))
         return model
 
 
@@ -100,9 +100,7 @@ def compare_gradients(model: PuzzleModel, rows: Tensor, expected: dict[str, Tens
         theirs = torch.zeros(table.shape).index_add_(0, rows, expected.pop("puzzle_emb_local"))
         relative(table.to_dense(), theirs, "puzzle_emb")
     expected.pop("puzzle_emb_local", None)
-    theirs = from_published(
-        {f"_orig_mod.{name}": value for name, value in expected.items()}, model.config
-    )
+    theirs = from_published({f"_orig_mod.{name}": value for name, value in expected.items()})
     assert gradients.keys() == theirs.keys()
     for name, gradient in gradients.items():
         relative(gradient, theirs[name], name)

@@ -212,6 +212,18 @@ def test_loops_are_further_routes_through_a_perfect_maze() -> None:
     assert (inner[0.3] > 0).all()
 
 
+def test_a_loop_is_seen_wherever_it_is() -> None:
+    for loops in (0.0, 0.3):
+        maze = Maze(7, 9, loops)
+        for question in maze.generate(20, seed=0)[0].tolist():
+            text = maze.format(question).splitlines()
+            cells = [(r, c) for r in range(7) for c in range(9) if text[r][c] != "#"]
+            pairs = [(r, c) for r, c in cells if (r, c + 1) in cells]
+            pairs += [(r, c) for r, c in cells if (r + 1, c) in cells]
+            assert maze.has_loop(question) == (len(pairs) >= len(cells))
+            assert loops or not maze.has_loop(question)
+
+
 def test_without_unique_the_stored_path_is_one_of_several() -> None:
     maze = Maze(11, 11, loops=0.5)
     questions, answers = maze.generate(60, seed=0, unique=False, min_length=16)

@@ -385,23 +385,6 @@ def test_one_process_and_two_train_a_table_bit_for_bit(tmp_path: Path) -> None:
     assert not torch.equal(backwards, expected)  # the order of the sums shows
 
 
-# Any optimizer
-
-
-@pytest.mark.parametrize("kind", [AdamATan2, SignSGD])
-def test_a_closure_gives_the_loss(kind: type[Optimizer]) -> None:
-    table = nn.Embedding(4, 2, sparse=kind is SignSGD)
-    before = table.weight.detach().clone()
-
-    def closure() -> Tensor:
-        loss = table(torch.tensor([1])).sum()
-        loss.backward()
-        return loss
-
-    assert kind(table.parameters()).step(closure) == before[1].sum()
-    assert not torch.equal(table.weight, before)
-
-
 # Moving average
 
 

@@ -506,6 +506,16 @@ def test_mazes_from_own_files(tmp_path: Path) -> None:
     assert samples[0]["prompt"] == maze.format(maze.generate(9, 0, "test")[0][0].tolist())
 
 
+def test_compiling_on_a_cpu_needs_a_compiler(tmp_path: Path) -> None:
+    def no_compiler() -> None:
+        no_report()
+        os.environ["CXX"] = "no-such-compiler"
+
+    done = run_here(tmp_path, tiny("--train.compile", "--output-dir", "run"), no_compiler)
+    assert_refused(done, "train.compile", "compiler no-such-compiler", "--train.no-compile")
+    assert not (tmp_path / "run").exists()
+
+
 OUTPUT = ["--output-dir", "run"]
 BAD_OPTIONS = [
     (["sudoku-4x5"], ["preset 'sudoku-4x5': unknown", "did you mean 'sudoku-4x4'?"]),

@@ -289,6 +289,34 @@ def test_a_solved_puzzle(
     assert ", 1 refinement step, " in out and out.endswith(" s\n")
 
 
+LOOP = "#####\n#S  #\n#   #\n#  G#\n#####"
+NO_LOOP = "#####\n#S###\n#   #\n###G#\n#####"
+
+
+@pytest.mark.parametrize(
+    ("name", "maze", "told"),
+    [
+        ("perfect-maze-5x5", MAZE, True),
+        ("perfect-maze-5x5", LOOP, True),
+        ("perfect-maze-5x5", NO_LOOP, False),
+        ("maze-5x5", MAZE, False),
+    ],
+)
+def test_a_loop_is_told_to_who_asks_a_model_of_mazes_without(
+    name: str,
+    maze: str,
+    told: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_puzzle_model(tmp_path, make_model(find_puzzle(name)), name)
+    (tmp_path / "maze").write_text(maze)
+    run(monkeypatch, str(tmp_path / "maze"), "--model", str(tmp_path), "--refinement-steps", "1")
+    line = "note: this maze has a loop; the model has learnt mazes without loops only"
+    assert capsys.readouterr().out.splitlines().count(line) == told
+
+
 def test_a_file_and_stdin(
     shipped: Path,
     tmp_path: Path,

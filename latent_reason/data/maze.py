@@ -90,6 +90,12 @@ class Maze(Puzzle):
         at_goal = lengths.masked_fill(questions != GOAL, -1).amax(dim=1).long()
         return at_goal.masked_fill(~ends, -1)
 
+    def has_loop(self, question: Sequence[int]) -> bool:
+        """Tell whether a maze (S tokens), all of it in reach, has several routes somewhere."""
+        is_open = (torch.tensor(question) != WALL).view(self.height, self.width)
+        beside, below = is_open[:, :-1] & is_open[:, 1:], is_open[:-1] & is_open[1:]
+        return int(beside.sum() + below.sum()) > int(is_open.sum()) - 1
+
     def valid(self, questions: Tensor, answers: Tensor) -> Tensor:
         """Tell which answers are right: the question with a shortest path, whichever it is.
 

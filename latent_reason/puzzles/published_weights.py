@@ -73,7 +73,7 @@ def original_name(name: str) -> str:
     return name.removeprefix("_") if name.startswith("_H_level.") else name
 
 
-def from_published(weights: Mapping[str, Tensor], config: PuzzleModelConfig) -> dict[str, Tensor]:
+def from_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict of our `PuzzleModel` from tensors under the originals' names."""
     return {our_name(name.removeprefix(PREFIX)): value for name, value in weights.items()}
 
@@ -194,7 +194,7 @@ def import_published(
             {prefix + original_name(k): v for k, v in expected.items()},
             {prefix + k: v for k, v in weights.items()},
         )
-        model = assemble(config, from_published(weights, config))
+        model = assemble(config, from_published(weights))
     except (ValueError, TypeError, ZeroDivisionError, CheckpointError) as error:
         raise CheckpointError(f"{source} with {config_file}: {error}") from error
     keep_identifiers(folder, identifiers, config.num_puzzles)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 from pathlib import Path
 
@@ -42,6 +42,7 @@ class Solution:
         refinement_steps: that were run.
         solved: right by the rule; without a rule, whether the halting head says stop, by the
             model's `halt_confidence` or by q_continue.
+        note: what the model has not learnt of this puzzle, empty if nothing.
     """
 
     answer: str
@@ -49,6 +50,7 @@ class Solution:
     conflicts: list[str] | None
     refinement_steps: int
     solved: bool
+    note: str = ""
 
     @property
     def verdict(self) -> str:
@@ -97,7 +99,12 @@ def solve(
         raise ConfigError("model: made for ARC; give it an ARC task, a .json file")
     question = parse(saved.puzzle, puzzle_text)
     refuse_impossible(saved.puzzle, question)
-    return think(saved.model, saved.puzzle, question, refinement_steps)
+    solution = think(saved.model, saved.puzzle, question, refinement_steps)
+    if isinstance(saved.puzzle, Maze) and not saved.puzzle.loops:
+        if saved.puzzle.has_loop(question):
+            note = "this maze has a loop; the model has learnt mazes without loops only"
+            solution = replace(solution, note=note)
+    return solution
 
 
 def think(
