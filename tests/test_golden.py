@@ -1,7 +1,7 @@
 """Training and evaluation calls against what the original TRM and HRM computed.
 
-Reads the folder named by LATENT_REASON_GOLDEN, or `shared/golden` in or beside the repository;
-skips without it.
+Reads the folder named by LATENT_REASON_GOLDEN, which must then hold every case, or `shared/golden`
+in or beside the repository; skips without it.
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
 from latent_reason.config import PuzzleModelConfig
 from latent_reason.halting import refill, should_halt
-from latent_reason.puzzles.model import PuzzleModel
+from latent_reason.losses import answer_loss, halt_loss
+from latent_reason.puzzles.model import PuzzleModel, PuzzleOutput
 from latent_reason.puzzles.published_weights import from_published, original_config
 
 REPOSITORY = Path(__file__).parents[1]
 FOLDERS = [top / "shared/golden" for top in (REPOSITORY, REPOSITORY.parent)]
-if chosen := os.environ.get("LATENT_REASON_GOLDEN"):
-    FOLDERS = [Path(chosen)]
+if CHOSEN := os.environ.get("LATENT_REASON_GOLDEN"):
+    FOLDERS = [Path(CHOSEN)]
 FILES = sorted(path for folder in FOLDERS for path in folder.glob("*.safetensors"))
+CASES = "hrm hrm_learned_pos trm_attention trm_learned_pos trm_mlp trm_no_puzzle_emb".split()
 DATA = ("inputs", "labels", "puzzle_identifiers")
 
 
@@ -61,7 +64,26 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 def close(ours: Tensor, theirs: Tensor, name: str) -> None:
     theirs = theirs.reshape(ours.shape).to(ours.dtype)
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5, msg=lambda m: f"{name}: {m}")
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5, msg=lambda m: f"{name}: {m}")
+
+
+def losses_of(output: PuzzleOutput, labels: Tensor) -> dict[str, Tensor]:
+    """Return the parts of a loss under their names, means over the examples."""
+    assert output.correct is not None
+    parts = {
+        "lm_loss": answer_loss(output.logits, labels, "stablemax"),
+        "q_halt_loss": halt_loss(output.q_halt_logits, output.correct),
+    }
+    if output.target_q_continue is not None:
+        parts["q_continue_loss"] = F.binary_cross_entropy_with_logits(
+            output.q_continue_logits, output.target_q_continue
+        )
+    return parts
+
+
+@pytest.mark.skipif(not CHOSEN, reason="LATENT_REASON_GOLDEN is not set")
+def test_the_chosen_folder_holds_every_case() -> None:
+    assert [path.stem for path in FILES] == CASES, f"LATENT_REASON_GOLDEN={CHOSEN}"
 
 
 @pytest.mark.skipif(not FILES, reason="no shared/golden here")
@@ -86,6 +108,10 @@ def test_training_calls_are_those_of_the_originals(case: Case) -> None:
         close(carry.z_H, expected["z_H"], "z_H")
         close(carry.z_L, expected["z_L"], "z_L")
         close(output.loss * size, expected["loss_sum"], "loss")
+        parts = losses_of(output, carry.data["labels"])
+        assert parts.keys() == {k for k in case.group(f"train{index}/metric") if "loss" in k}
+        for name, part in parts.items():
+            close(part * size, expected[f"metric/{name}"], name)
         assert torch.equal(carry.halted, expected["halted"])
         assert torch.equal(carry.refinement_steps, expected["steps"].long())
         output.loss.backward()
@@ -107,7 +133,9 @@ def compare_gradients(model: PuzzleModel, rows: Tensor, expected: dict[str, Tens
 
 
 def relative(ours: Tensor, theirs: Tensor, name: str) -> None:
-    assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max(), name
+    """Compare gradients, which are small: an absolute bound alone would say little."""
+    bound = min(1e-5, 1e-4 * theirs.abs().max().item())
+    assert (ours - theirs).abs().max() <= bound, name
 
 
 @pytest.mark.skipif(not FILES, reason="no shared/golden here")
