@@ -11,11 +11,11 @@ Recipes and evaluation scripts write `results.json` into the run folder:
 Shares are fractions between 0 and 1, `n` counts examples, `num_leaks` test puzzles (for ARC: tasks)
 that are in the training or validation data up to symmetry. A row needs `system`, `task`, `split`,
 `n` and `exact_accuracy`; everything else may be missing or null (a system without a recursion has
-no `refinement_steps`), and further keys are allowed. Of puzzles with a rule `valid_accuracy` is
-the share of answers that are right by it; the row of a model that halts itself has `halted_at`,
-[refinement steps, examples that its halting head stopped there] pairs; those not listed it never
-stopped. The first row names the system that the run
-is about; the other systems are what it is compared with.
+no `refinement_steps`), and further keys are allowed. Of puzzles with a rule `valid_accuracy` is the
+share of answers that are right by it. The row of a model that halts itself has `halted_at`: pairs
+of a number of refinement steps and of the examples that its halting head stopped there; those in no
+pair it never stopped. The first row names the system that the run is about; the other systems are
+what it is compared with.
 """
 
 from __future__ import annotations

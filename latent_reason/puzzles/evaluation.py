@@ -47,7 +47,9 @@ class Sweep:
             about: what all of them say besides.
         """
 
-        def row(name: str, step: int, counter: AccuracyCounter, valid: int | None) -> dict:
+        def row(
+            name: str, step: int, counter: AccuracyCounter, valid: int | None
+        ) -> dict[str, Any]:
             told = {"system": name, **about, "refinement_steps": step} | counter.as_dict()
             share = {} if valid is None else {"valid_accuracy": valid / counter.num_examples}
             return told | share
@@ -57,13 +59,8 @@ class Sweep:
             "mean_refinement_steps": self.mean_steps,
             "halted_at": [[step, num] for step, num in self.halted_at.items()],
         }
-        return [
-            *(
-                row(system, step, counter, self.valid.get(step))
-                for step, counter in self.at.items()
-            ),
-            halting,
-        ]
+        rows = [row(system, step, count, self.valid.get(step)) for step, count in self.at.items()]
+        return [*rows, halting]
 
 
 def refine(
