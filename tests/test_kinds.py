@@ -35,7 +35,7 @@ def test_arc_is_known_and_has_no_generator() -> None:
     assert (puzzle.num_cells, puzzle.vocab_size) == (900, 12)
     with pytest.raises(ConfigError, match="puzzle arc: has no generator"):
         puzzle.generate(1, seed=0)
-    with pytest.raises(ConfigError, match="state-tracking-N .*, arc$"):
+    with pytest.raises(ConfigError, match="state-tracking-N .*, arc, or module:Name"):
         find_puzzle("arc-agi")
 
 
