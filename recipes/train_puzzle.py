@@ -202,10 +202,10 @@ def extreme_fast() -> PuzzleRunConfig:
 
 
 def maze_hard() -> PuzzleRunConfig:
-    """Return Maze-Hard from the Hub as the TRM paper trains it, without symmetries."""
+    """Return Maze-Hard from the Hub as the TRM paper trains it: 50,000 epochs, no symmetries."""
     name = "sapientinc/maze-30x30-hard-1k"
     config = extreme(
-        published_trm(H_cycles=3, L_cycles=4), published(128, 1e-4, 1.0, 60_000, 0.999)
+        published_trm(H_cycles=3, L_cycles=4), published(768, 1e-4, 1.0, 65_000, 0.999)
     )
     return dataclasses.replace(
         config,

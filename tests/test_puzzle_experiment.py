@@ -600,7 +600,7 @@ def on_meta(config: PuzzleRunConfig, puzzle: Puzzle) -> PuzzleModel:
         ("sudoku-extreme-trm-mlp", 5, (3, 6), 768, 1e-4),
         ("sudoku-extreme-trm-attention", 7, (3, 6), 768, 1e-4),
         ("sudoku-extreme-hrm", 27, (2, 2), 384, 7e-5),
-        ("maze-hard", 7, (3, 4), 128, 1e-4),
+        ("maze-hard", 7, (3, 4), 768, 1e-4),
     ],
 )
 def test_published_presets_have_the_published_settings(
@@ -615,6 +615,8 @@ def test_published_presets_have_the_published_settings(
     assert config.model.q_continue == (reasoner.kind == "hrm") == (name == "sudoku-extreme-hrm")
     assert reasoner.gradient == ("one_step" if reasoner.kind == "hrm" else "last_cycle")
     assert (train.batch_size, train.learning_rate) == (batch_size, learning_rate)
+    epochs = train.max_steps * train.batch_size / 1000
+    assert round(epochs, -3) == (20_000 if reasoner.kind == "hrm" else 50_000)
     assert (train.optimizer, train.weight_decay, train.beta2) == ("adam_atan2", 1.0, 0.95)
     assert (train.warmup_steps, train.cooldown, train.grad_clip) == (2000, 0.0, None)
     assert train.halt == HaltConfig(halt_max_steps=16, halt_exploration_prob=0.1)
