@@ -106,12 +106,7 @@ class AnswerLM(nn.Module):
         return None if self.pause is None else self.pause.expand(num, -1, -1)
 
     def forward(
-        self,
-        carry: Carry,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        labels: Tensor,
-        through_base: bool = True,
+        self, carry: Carry, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
     ) -> AnswerOutput:
         """Score answers by teacher forcing: prompts (B, T), labels (B, K)."""
         prompt = self.llm.read(input_ids, attention_mask, gradient=self.kind == "lora")
