@@ -68,6 +68,10 @@ SHRUNK = (
         ({"refinement_steps": 4}, "refinement_steps: got 4, expected a list of whole numbers"),
         ({"refinement_steps": (1.5, True)}, r"refinement_steps: got \(1.5, True\), expected a l"),
         ({"train_data": "a.csv", "test_data": "b"}, "train_data: got 'a.csv', expected a list of"),
+        (
+            {"start_from": "x", "controls": True},
+            "start_from: its training is no part of the control",
+        ),
         ({"colour": 1}, r"PuzzleRunConfig: got \['colour'\], expected only the fields"),
     ],
 )
@@ -406,6 +410,35 @@ def test_the_saved_model_gives_the_rows(whole: Path) -> None:
     assert [step["refinement_steps"] for step in samples[0]["steps"]] == [1, 3, 4]
     raw = load_puzzle_model(whole / "model", weights="raw").model
     assert not torch.equal(raw.lm_head.weight, model.lm_head.weight)
+
+
+def test_training_starts_from_a_saved_model(whole: Path, tmp_path: Path) -> None:
+    saved = load_puzzle_model(whole / "model").model
+    words = {"puzzle": "sudoku-6x6", "model": saved.config, "start_from": whole / "model"}
+    model = make_run(tmp_path / "more", **words).make_model(saved.config)
+    assert model.config.num_cells == 36
+    own = dict(model.named_parameters())
+    assert all(torch.equal(own[name], weight) for name, weight in saved.named_parameters())
+    done = run_here(tmp_path, tiny("--start-from", "whole/model", "--output-dir", "more"))
+    assert done.code == 0, done.err
+    values = json.loads((tmp_path / "more" / "config.json").read_text())
+    assert values["start_from"] == "whole/model"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--model.reasoner.hidden-size 16", "start_from: got 'whole/model', expected the weights"),
+        ("--start-from none", "none: "),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(
+    whole: Path, tmp_path: Path, option: str, message: str
+) -> None:
+    words = tiny("--start-from", "whole/model", "--output-dir", "more", *option.split())
+    done = run_here(tmp_path, words)
+    assert done.code == 2 and message in done.err, done.err
+    assert not (tmp_path / "more").exists()
 
 
 def test_the_halting_row_stops_by_the_head(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from latent_reason.data.puzzle_leaks import leaks_of_splits
 from latent_reason.data.puzzles import Puzzle, PuzzleDataset
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.puzzles.evaluation import PuzzleEvaluator, trace
-from latent_reason.puzzles.folder import model_card, save_puzzle_model
+from latent_reason.puzzles.folder import load_puzzle_model, model_card, save_puzzle_model
 from latent_reason.puzzles.model import PuzzleModel
 from latent_reason.run_frame import FrameConfig, RunFrame, facts_of
 from latent_reason.runs import commit
@@ -48,11 +48,14 @@ class PuzzleRunConfig(FrameConfig):
     hints: float = 0.0
     """Share of training examples in which some cells of the answer are given, from none to all of
     them. It falls to zero over the training: from easy to hard."""
+    start_from: Path | None = None
+    """Folder of a saved puzzle model: its averaged weights are the ones that training starts with,
+    for more training or other puzzles."""
     model: PuzzleModelConfig = field(default_factory=PuzzleModelConfig)
     """The network; vocab_size and num_cells are taken from the puzzle."""
 
     def __post_init__(self) -> None:
-        self.settle(PuzzleModelConfig)
+        self.settle(PuzzleModelConfig, paths=("start_from",))
         object.__setattr__(self, "train_data", tuple(self.train_data))
         least = 0 if self.train_data or self.puzzle == "arc" else 1
         for name in ("num_train", "num_test"):
@@ -60,6 +63,10 @@ class PuzzleRunConfig(FrameConfig):
         check(0 <= self.hints <= 1, "hints", self.hints, "a share from 0 to 1")
         if bool(self.train_data) != (self.test_data is not None):
             raise ConfigError("train_data and test_data: got one, expected both or none")
+        if self.controls and self.start_from is not None:
+            raise ConfigError(
+                "start_from: its training is no part of the control's; give it without --controls"
+            )
 
 
 def load_splits(config: PuzzleRunConfig) -> dict[str, PuzzleDataset]:
@@ -97,6 +104,22 @@ def load_splits(config: PuzzleRunConfig) -> dict[str, PuzzleDataset]:
     return {"train": kept, "val": whole.subset(val), "test": test}
 
 
+def copy_weights(model: PuzzleModel, folder: Path) -> None:
+    """Give a model the weights of a saved one, which may be of another size of puzzle.
+
+    Raises:
+        CheckpointError: the folder is not usable.
+        ConfigError: its weights have other shapes.
+    """
+    found = dict(load_puzzle_model(folder).model.named_parameters())
+    own, theirs = (
+        {(n, p.shape) for n, p in ps} for ps in (model.named_parameters(), found.items())
+    )
+    names = ", ".join(sorted({name for name, _ in own ^ theirs}))
+    check(not names, "start_from", str(folder), f"the weights of this net; not the same: {names}")
+    model.load_state_dict(found, strict=False)
+
+
 class PuzzleRun(RunFrame):
     """One run: its data, its models, its table.
 
@@ -130,6 +153,8 @@ class PuzzleRun(RunFrame):
                     self.say(warning)
         sizes = ", ".join(f"{split} {len(data):,}" for split, data in self.data.items())
         self.say(f"puzzles of {config.puzzle}: {sizes}")
+        if config.start_from is not None:
+            self.make_model(config.model)  # weights that do not fit are refused here
         for data in self.data.values():
             data.to(self.accelerator.device)
 
@@ -159,7 +184,10 @@ class PuzzleRun(RunFrame):
         config = dataclasses.replace(
             config, vocab_size=self.puzzle.vocab_size, num_cells=self.puzzle.num_cells
         )
-        return PuzzleModel(config, self.puzzle.groups())
+        model = PuzzleModel(config, self.puzzle.groups())
+        if self.config.start_from is not None:
+            copy_weights(model, self.config.start_from)
+        return model
 
     def evaluator(self, split: str) -> PuzzleEvaluator:
         """Return an evaluator of a split in the precision of training."""
