@@ -27,10 +27,30 @@ def slot_features(num_slots: int, size: int, device: torch.device | None = None)
     return F.pad(torch.cat((angles.sin(), angles.cos()), dim=1), (0, size - 2 * half))
 
 
+def end_of_prompt(states: Tensor, attention_mask: Tensor, num_slots: int) -> Tensor:
+    """Return the states of the last K - 1 tokens and a zero for the end token, (B, K, D).
+
+    An answer as long as its question, such as a sorted list, finds every symbol in its own slot.
+    Slots before the first token get zeros.
+
+    Args:
+        states: (B, T, D).
+        attention_mask: (B, T), padding on either side.
+        num_slots: K.
+
+    Source: uniform copy in non-autoregressive translation (Gu et al., arXiv 1711.02281).
+    """
+    slots = torch.arange(1 - num_slots, 1, device=states.device)
+    wanted = attention_mask.long().sum(dim=1, keepdim=True) + slots
+    found = wanted[:, :, None] == position_ids(attention_mask)[:, None]
+    return (found & attention_mask.bool()[:, None]).to(states.dtype) @ states
+
+
 class Reader(nn.Module):
     """Turn prompt states into the embedded question x.
 
-    Slots start from one learned query plus `slot_features`, so K may grow after training. Kind
+    Slots start from one learned query plus `slot_features` and `end_of_prompt`, so K may grow after
+    training. Kind
     "perceiver": K slots read the prompt by cross-attention; x is (B, K, D). Kind "concat": the
     slots are appended to the projected prompt; x is (B, T + K, D). Slots follow the last real token
     in position, whatever the padding.
@@ -65,7 +85,7 @@ class Reader(nn.Module):
         reasoner, num_slots = self.config.reasoner, self.config.num_slots
         down = self.down_proj(states)
         slots = self.slot_query + slot_features(num_slots, down.shape[-1], down.device)
-        slots = slots.to(down.dtype).expand(len(states), -1, -1)
+        slots = slots.to(down.dtype) + end_of_prompt(down, attention_mask, num_slots)
         after = attention_mask.long().sum(dim=1, keepdim=True)
         slot_ids = after + torch.arange(num_slots, device=after.device)
         token_ids = position_ids(attention_mask)
