@@ -7,7 +7,13 @@ import dataclasses
 import pytest
 import torch
 
-from latent_reason.adapters import Reader, Writer, nearest_token_logits, soft_tokens
+from latent_reason.adapters import (
+    Reader,
+    Writer,
+    end_of_prompt,
+    nearest_token_logits,
+    soft_tokens,
+)
 from latent_reason.config import LatentReasonerConfig, ReasonerConfig
 
 NUM_FEATURES = 12
@@ -77,11 +83,23 @@ def test_perceiver_slots_differ_from_the_start(positions):
 
 
 @pytest.mark.parametrize("kind", READERS)
-def test_more_slots_than_trained_leave_the_first_ones_as_they_were(kind):
+def test_the_number_of_slots_is_in_no_weight(kind):
     few, many = make_reader(kind), make_reader(kind, num_slots=6)
     many.load_state_dict(few.state_dict())
-    states = torch.randn(2, 5, NUM_FEATURES)
-    torch.testing.assert_close(read_slots(many, states, MASK)[:, :3], read_slots(few, states, MASK))
+    slots = read_slots(many, torch.randn(2, 5, NUM_FEATURES), MASK)
+    assert slots.shape == (2, 6, 16) and slots.isfinite().all()
+
+
+def test_slots_begin_with_the_end_of_the_prompt():
+    first, second = torch.randn(5, 4), torch.randn(2, 4)
+    none = torch.zeros(1, 4)
+    expected = torch.stack((torch.cat((first[2:], none)), torch.cat((none, second, none))))
+    for padding in ("right", "left"):
+        states, mask = torch.full((2, 5, 4), 100.0), torch.zeros(2, 5)
+        for row, real in enumerate((first, second)):
+            at = slice(0, len(real)) if padding == "right" else slice(5 - len(real), 5)
+            states[row, at], mask[row, at] = real, 1
+        assert torch.equal(end_of_prompt(states, mask, 4), expected), padding
 
 
 def test_writer_is_linear_into_the_width_of_the_base():
