@@ -49,8 +49,8 @@ class PuzzleRunConfig(FrameConfig):
     """Share of training examples in which some cells of the answer are given, from none to all of
     them. It falls to zero over the training: from easy to hard."""
     start_from: Path | None = None
-    """Folder of a saved puzzle model: its averaged weights are the ones that training starts with,
-    for more training or other puzzles."""
+    """Folder of a saved puzzle model whose averaged weights training starts from. Its own training
+    is in no figure of the run, and not in the search for leaks."""
     model: PuzzleModelConfig = field(default_factory=PuzzleModelConfig)
     """The network; vocab_size and num_cells are taken from the puzzle."""
 
