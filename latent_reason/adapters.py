@@ -49,10 +49,11 @@ def end_of_prompt(states: Tensor, attention_mask: Tensor, num_slots: int) -> Ten
 class Reader(nn.Module):
     """Turn prompt states into the embedded question x.
 
-    Slots start from one learned query plus `slot_features` and `end_of_prompt`, so K may grow after
-    training. Kind "perceiver": K slots read the prompt by cross-attention; x is (B, K, D). Kind
-    "concat": the slots are appended to the projected prompt; x is (B, T + K, D). Slots follow the
-    last real token in position, whatever the padding.
+    Slots start from one learned query plus `slot_features` and `end_of_prompt`. No weight depends
+    on K, which may grow after training; the end of the prompt then moves on by as many slots. Kind
+    "perceiver": K slots read the prompt by cross-attention; x is (B, K, D). Kind "concat": the
+    slots are appended to the projected prompt; x is (B, T + K, D). Slots follow the last real token
+    in position, whatever the padding.
 
     Args:
         config: kind, K and the sizes of the reasoner.

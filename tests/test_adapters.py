@@ -100,6 +100,7 @@ def test_slots_begin_with_the_end_of_the_prompt():
             at = slice(0, len(real)) if padding == "right" else slice(5 - len(real), 5)
             states[row, at], mask[row, at] = real, 1
         assert torch.equal(end_of_prompt(states, mask, 4), expected), padding
+        assert torch.equal(end_of_prompt(states, mask, 6)[:, 2:], expected), "it moves with K"
 
 
 def test_writer_is_linear_into_the_width_of_the_base():
