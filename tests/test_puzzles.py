@@ -157,7 +157,7 @@ def test_question_and_answer_are_transformed_alike_and_anew_in_each_epoch():
         assert labels == (expected[::-1] if flipped else expected)
 
 
-def test_hints_are_cells_of_the_answer_in_a_share_of_the_examples():
+def test_hints_are_cells_of_the_answer_up_to_a_part_of_them():
     puzzle = Sudoku(2, 2)
     dataset = PuzzleDataset(puzzle, *puzzle.generate(300, seed=0), augment=False)
     positions = torch.arange(300)
@@ -170,10 +170,9 @@ def test_hints_are_cells_of_the_answer_in_a_share_of_the_examples():
     changed = hinted["inputs"] != plain["inputs"]
     assert torch.equal(hinted["inputs"][changed], plain["labels"][changed])
     assert (plain["inputs"][changed] == 1).all(), "a given cell was changed"
-    assert 0.45 < changed.any(dim=1).float().mean() < 0.6
-    share = changed.sum(dim=1) / (plain["inputs"] == 1).sum(dim=1)
-    assert share[share > 0].mean().item() == pytest.approx(0.5, abs=0.1)
-    assert share.max() > 0.9
+    part = changed.sum(dim=1) / (plain["inputs"] == 1).sum(dim=1)
+    assert part.mean().item() == pytest.approx(0.3, abs=0.04)
+    assert part.min() == 0 and 0.5 < part.max() < 0.95
 
 
 def test_a_puzzle_without_symmetries_trains_as_it_is():

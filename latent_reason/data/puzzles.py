@@ -184,8 +184,8 @@ class PuzzleDataset:
         sources: name, number of the first row, and number of rows of each file they come from;
             none for generated puzzles.
         numbers: (N,) int64, where each puzzle stands in all sources together, from 0.
-        hints: share of the training examples in which some cells of the answer are given, a part
-            of them that is uniform from none to all; 0 at first.
+        hints: the largest part of its answer's cells that a training example is given; each
+            draws its own part, uniform from none to this. 0 at first.
     """
 
     def __init__(
@@ -248,8 +248,7 @@ class PuzzleDataset:
         symmetry = self.puzzle.symmetry(draws) if self.augment else None
         batch = self._gather(rows, symmetry)
         if self.hints:
-            shown = draws.uniform(1) * (draws.uniform(1) < self.hints)
-            shown = draws.uniform(self.num_tokens) < shown
+            shown = draws.uniform(self.num_tokens) < self.hints * draws.uniform(1)
             shown &= batch["labels"] != IGNORE_INDEX
             batch["inputs"] = torch.where(shown, batch["labels"], batch["inputs"])
         return batch

@@ -46,8 +46,8 @@ class PuzzleRunConfig(FrameConfig):
     augment: bool = True
     """Draw a new symmetry of the puzzle for every training example."""
     hints: float = 0.0
-    """Share of training examples in which some cells of the answer are given, from none to all of
-    them. It falls to zero over the training: from easy to hard."""
+    """Largest part of its answer's cells that a training example is given; each draws its own part
+    below. It falls to zero over the training: from easy to hard."""
     start_from: Path | None = None
     """Folder of a saved puzzle model whose averaged weights training starts from. Its own training
     is in no figure of the run, and not in the search for leaks."""
@@ -60,7 +60,7 @@ class PuzzleRunConfig(FrameConfig):
         least = 0 if self.train_data or self.puzzle == "arc" else 1
         for name in ("num_train", "num_test"):
             check(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
-        check(0 <= self.hints <= 1, "hints", self.hints, "a share from 0 to 1")
+        check(0 <= self.hints <= 1, "hints", self.hints, "a part from 0 to 1")
         if bool(self.train_data) != (self.test_data is not None):
             raise ConfigError("train_data and test_data: got one, expected both or none")
         if self.controls and self.start_from is not None:
