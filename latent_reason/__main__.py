@@ -92,11 +92,11 @@ def _solve(options: argparse.Namespace) -> int:
     if options.votes is not None or options.task is not None:
         raise ConfigError("--votes and --task: expected with an ARC task only, a .json file")
     from latent_reason.puzzles.folder import load_puzzle_model
-    from latent_reason.puzzles.solving import REFINEMENT_STEPS, read_puzzle, shipped, solve
+    from latent_reason.puzzles.solving import REFINEMENT_STEPS, load_shipped, read_puzzle, solve
 
-    model = options.model
-    if options.kind is not None:
-        model = load_puzzle_model(model or shipped(options.kind), puzzle_name=options.kind)
+    model, kind = options.model, options.kind
+    if kind is not None:
+        model = load_puzzle_model(model, puzzle_name=kind) if model else load_shipped(kind)
     start = time.perf_counter()
     steps = REFINEMENT_STEPS if options.refinement_steps is None else options.refinement_steps
     solution = solve(read_puzzle(options.puzzle), model, steps)

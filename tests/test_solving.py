@@ -248,7 +248,6 @@ BAD = [
     ("." * 16, "puzzle: it has several solutions; add clues"),
     ("12......3.......", "puzzle: it has several solutions"),
     ("12....3.......4.", "puzzle: it has no solution; check the clues"),
-    ("." * 36, "no model for sudoku-6x6 comes with this package (maze-5x5, sudoku-4x4); name"),
     ("1" * 10**6, "puzzle: more than 100,000 characters"),
     (MAZE.replace("S", " ").replace(" ", "."), "puzzle: 0 cells are S, expected one"),
     (MAZE.replace("G#", "G"), "puzzle: row 4 has 4 cells, expected 5; write open cells at its end"),
@@ -274,6 +273,32 @@ def test_models_that_do_not_fit(checkpoints: Path, tmp_path: Path) -> None:
     save_puzzle_model(tmp_path, make_model(find_puzzle("sudoku-4x4")), "hexagons")
     with pytest.raises(ConfigError, match="made for puzzle 'hexagons', which is not known"):
         solve(QUESTION, tmp_path)
+
+
+def test_no_shipped_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solving, "CHECKPOINTS", tmp_path)
+    (tmp_path / "maze-5x5").mkdir()
+    with pytest.raises(
+        ConfigError, match=r"no model for sudoku-4x4 .* \(maze-5x5\); name a folder"
+    ):
+        solve(QUESTION)
+
+
+def test_a_shipped_model_takes_another_size_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(solving, "CHECKPOINTS", tmp_path)
+    small, large = (find_puzzle(f"perfect-maze-{side}x{side}") for side in (5, 7))
+    reasoner = ReasonerConfig(hidden_size=16, num_heads=1, mixer="groups", positions="none")
+    config = PuzzleModelConfig(
+        reasoner=reasoner, vocab_size=small.vocab_size, num_cells=small.num_cells
+    )
+    model = PuzzleModel(config, small.groups())
+    save_puzzle_model(tmp_path / "maze-5x5", model, "perfect-maze-5x5")
+    question, _ = large.generate(1, seed=0, split="test")
+    solution = solve(large.format(question[0].tolist()), refinement_steps=2)
+    assert len(solution.answer.splitlines()) == 7
+    assert solution.note == "the model was trained on perfect-maze-5x5 only"
 
 
 # --- the command line -----------------------------------------------------------------------------

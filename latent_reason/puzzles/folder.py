@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +35,8 @@ class SavedPuzzleModel:
 
     model: ready for use, on the CPU. puzzle_name: as in `data.kinds`; puzzle: that puzzle, None if
     there is none of this name. weights: which there are. published: how a checkpoint of the
-    originals was written, see `published_weights.py`; None for other models.
+    originals was written, see `published_weights.py`; None for other models. trained_on: name of
+    the puzzle it was trained on, if that one has another size.
     """
 
     model: PuzzleModel
@@ -43,6 +44,7 @@ class SavedPuzzleModel:
     puzzle: Puzzle | None
     weights: tuple[Weights, ...]
     published: dict[str, Any] | None
+    trained_on: str | None = None
 
 
 def save_puzzle_model(
@@ -109,7 +111,8 @@ def load_puzzle_model(
         folder: of the model.
         weights: "raw" for those without averaging.
         puzzle_name: of its puzzle, instead of the name in the folder; of the two only this one may
-            name code, as module:Name, since it is imported and run.
+            name code, as module:Name, since it is imported and run. It may be of another size if
+            no weight depends on the size: mixer "groups" without learned positions.
 
     Raises:
         ConfigError: there is no puzzle `puzzle_name`.
@@ -123,12 +126,25 @@ def load_puzzle_model(
         name, published = saved["puzzle"], saved.get("published")
         if not isinstance(name, str | None) or not isinstance(published, dict | None):
             raise ValueError("config.json: puzzle must be a text, published an object")
+        tensors, trained_on = load_file(folder / FILES[weights]), None
+        if given is not None and (fitted := resized(config, given)) != config:
+            config, trained_on = fitted, name or "another puzzle"
+            tensors["groups"] = given.groups()
         puzzle, name = (known_puzzle(name), name) if given is None else (given, puzzle_name)
         if puzzle is not None:
             check_sizes(config, puzzle, name)
-        model = assemble(config, load_file(folder / FILES[weights]))
+        model = assemble(config, tensors)
     present = tuple(kind for kind in FILES if (folder / FILES[kind]).is_file())
-    return SavedPuzzleModel(model, name, puzzle, present, published)
+    return SavedPuzzleModel(model, name, puzzle, present, published, trained_on)
+
+
+def resized(config: PuzzleModelConfig, puzzle: Puzzle) -> PuzzleModelConfig:
+    """Return the configuration for the size of a puzzle, as it is if weights depend on the size."""
+    reasoner = config.reasoner
+    if reasoner.mixer != "groups" or reasoner.positions == "learned" or config.puzzle_emb_len:
+        return config
+    vocab_size = puzzle.vocab_size if config.symbol_states else config.vocab_size
+    return replace(config, num_cells=puzzle.num_cells, vocab_size=vocab_size)
 
 
 def known_puzzle(name: str | None) -> Puzzle | None:

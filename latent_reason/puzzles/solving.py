@@ -77,7 +77,7 @@ def solve(
             blank; a maze drawn with "#" for walls, S, G, and spaces or "." for open cells; or what
             else the puzzle of `model` takes.
         model: a folder of `save_puzzle_model` or what it holds; by default the one in this package
-            for puzzles of this kind and size.
+            for puzzles of this kind and size, else for those of this kind.
         refinement_steps: the most of them. Thinking ends earlier when the halting head says stop
             and the answer is right by the rule, if there is one.
 
@@ -88,7 +88,7 @@ def solve(
     """
     check(refinement_steps >= 1, "refinement_steps", refinement_steps, "at least 1")
     if model is None:
-        model = shipped(puzzle_name_of(puzzle_text))
+        model = load_shipped(puzzle_name_of(puzzle_text))
     saved = model if isinstance(model, SavedPuzzleModel) else load_puzzle_model(model)
     if saved.puzzle is None:
         raise ConfigError(
@@ -100,11 +100,11 @@ def solve(
     question = parse(saved.puzzle, puzzle_text)
     refuse_impossible(saved.puzzle, question)
     solution = think(saved.model, saved.puzzle, question, refinement_steps)
+    notes = [f"the model was trained on {saved.trained_on} only"] if saved.trained_on else []
     if isinstance(saved.puzzle, Maze) and not saved.puzzle.loops:
         if saved.puzzle.has_loop(question):
-            note = "this maze has a loop; the model has learnt mazes without loops only"
-            solution = replace(solution, note=note)
-    return solution
+            notes.append("this maze has a loop; the model has learnt mazes without loops only")
+    return replace(solution, note="; ".join(notes))
 
 
 def think(
@@ -134,20 +134,23 @@ def think(
     return Solution(puzzle.format(tokens), confidence, conflicts, steps, solved)
 
 
-def shipped(name: str) -> Path:
-    """Return the folder of the model in this package for a puzzle.
+def load_shipped(name: str) -> SavedPuzzleModel:
+    """Load the model in this package for a puzzle, else one for another size of its kind.
 
     Raises:
         ConfigError: there is none.
     """
-    folder = CHECKPOINTS / name
-    if not folder.is_dir():
-        known = sorted(path.name for path in CHECKPOINTS.glob("*/"))
-        raise ConfigError(
-            f"no model for {name} comes with this package ({', '.join(known) or 'none at all'}); "
-            "name a folder with --model"
-        )
-    return folder
+    if (CHECKPOINTS / name).is_dir():
+        return load_puzzle_model(CHECKPOINTS / name)
+    kind, _, size = name.rpartition("-")
+    if others := sorted(CHECKPOINTS.glob(f"{kind}-*/")):
+        trained_on = load_puzzle_model(others[-1]).puzzle_name or name
+        return load_puzzle_model(others[-1], puzzle_name=f"{trained_on.rpartition('-')[0]}-{size}")
+    known = sorted(path.name for path in CHECKPOINTS.glob("*/"))
+    raise ConfigError(
+        f"no model for {name} comes with this package ({', '.join(known) or 'none at all'}); "
+        "name a folder with --model"
+    )
 
 
 def puzzle_name_of(text: str) -> str:
