@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from latent_reason.data.arc_canvas import ArcCanvas
 from latent_reason.data.arc_files import ArcTask
 from latent_reason.data.arc_hub import find_arc
-from latent_reason.data.puzzle_files import read_puzzle_csv, subsample, uniqueness_warning
+from latent_reason.data.puzzle_files import read_puzzle_csv, refuse_several_solutions, subsample
 from latent_reason.data.puzzles import Puzzle, PuzzleDataset
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.puzzles.arc_experiment import tests_as_they_are
@@ -143,9 +143,8 @@ def evaluate(
     data, about = load_data(
         first.puzzle, first.puzzle_name, options.data, options.num, options.seed
     )
-    warning = None if options.data is None else uniqueness_warning(data)
-    if warning and accelerator.is_main_process:
-        print(warning)
+    if options.data is not None:
+        refuse_several_solutions(data)
     data.to(accelerator.device)
     size = options.batch_size or BATCH_SIZE
     evaluator = PuzzleEvaluator(data, accelerator, options.bf16, size)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from latent_reason.adapters import nearest_token_logits, soft_tokens
 from latent_reason.config import LatentReasonerConfig, check
 from latent_reason.core import LatentCore, ReasonerOutput
+from latent_reason.data.text import encode_answer, pad
 from latent_reason.errors import CheckpointError, ConfigError
 from latent_reason.halting import Carry
 from latent_reason.llm import FrozenLLM, PromptStates
@@ -248,9 +249,23 @@ class LatentReasoner(nn.Module):
         )
         return self.write(prompt, output.slots, **options)
 
+    def encode(self, prompts: list[str], answers: list[str] | None = None) -> dict[str, Tensor]:
+        """Tokenise a batch for `forward`: input_ids and attention_mask (B, T).
+
+        With answers also labels (B, longest answer): their tokens and the end token, then -100.
+
+        Raises:
+            DataError: a prompt is empty, or the tokenizer loses characters of an answer.
+        """
+        batch = self.llm.encode(prompts)
+        if answers is not None:
+            rows = [encode_answer(self.llm.tokenizer, answer) for answer in answers]
+            batch["labels"] = pad(rows, IGNORE_INDEX).to(batch["input_ids"].device)
+        return batch
+
     def answer(self, prompts: str | list[str], refinement_steps: int = 16) -> list[str]:
         """Answer prompts in text, one string per prompt."""
-        batch = self.llm.encode([prompts] if isinstance(prompts, str) else prompts)
+        batch = self.encode([prompts] if isinstance(prompts, str) else prompts)
         return self.llm.decode(self.generate(**batch, refinement_steps=refinement_steps))
 
     def print_trainable_parameters(self) -> None:

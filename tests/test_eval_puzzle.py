@@ -124,12 +124,11 @@ def test_rows_of_averaged_and_raw_weights(files: Path) -> None:
     assert "rows/file" in out and "valid %" not in out, "nothing is valid that is not exact"
 
 
-def test_puzzles_with_several_solutions_are_named(files: Path) -> None:
+def test_puzzles_with_several_solutions_are_refused(files: Path) -> None:
     (files / "two.csv").write_text("question,answer\n1" + "." * 15 + ",1234341221434321\n")
     code, out, err = run(files, "--model", "model", "--data", "two.csv")
-    assert (code, err) == (0, "")
-    assert out.startswith("warning: 1 of the first 1 test puzzles have no or several solutions")
-    assert "such as two.csv:2; see" in out.splitlines()[0]
+    assert (code, out) == (2, "")
+    assert err.startswith("error: two.csv:2: the question has several solutions; remove it")
 
 
 def test_one_kind_of_weights(files: Path) -> None:

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from latent_reason.config import LatentReasonerConfig, ReasonerConfig
+from latent_reason.data.tasks import Example
+from latent_reason.data.text import TextDataset
 from latent_reason.errors import CheckpointError, ConfigError
 from latent_reason.latent_reasoner import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LatentReasoner
 from latent_reason.llm import FrozenLLM
@@ -296,6 +298,17 @@ def test_answer_returns_text(make_llm, writer):
     assert texts == model.llm.decode(tokens)
     assert model.answer(PROMPTS[0], refinement_steps=2) == texts[:1]
     assert any(texts)
+
+
+def test_a_batch_of_texts_has_the_labels_of_training(make_llm):
+    llm = make_llm()
+    batch = make_model(llm).encode(PROMPTS, ["a b", "c", "a b c"])
+    examples = [*map(Example, PROMPTS, ["a b", "c", "a b c"])]
+    data = TextDataset.build(examples, llm.tokenizer)
+    assert torch.equal(batch["input_ids"], data.input_ids)
+    assert torch.equal(batch["attention_mask"], data.attention_mask)
+    assert torch.equal(batch["labels"], data.labels)
+    assert (batch["labels"] == llm.eos_token_id).sum() >= 3 and (batch["labels"] == -100).any()
 
 
 @pytest.mark.parametrize("writer", WRITERS)

@@ -126,24 +126,26 @@ def check_unique(dataset: PuzzleDataset) -> list[tuple[int, int]]:
     return [(row, count) for row, count in enumerate(counts) if count != 1]
 
 
-def uniqueness_warning(dataset: PuzzleDataset) -> str | None:
-    """Return a line on test puzzles that do not have exactly one solution, None if none is found.
+def refuse_several_solutions(dataset: PuzzleDataset) -> None:
+    """Refuse puzzles that do not have exactly one solution.
 
     The first 1,000 are looked at, for some three seconds at most; none where the puzzle has no
-    solver that is fast enough.
+    solver that is fast enough. `python -m latent_reason.data check-puzzles` looks at all.
+
+    Raises:
+        DataError: naming the first.
     """
     if not isinstance(dataset.puzzle, Solver) or dataset.puzzle.num_cells > MAX_SOLVER_CELLS:
-        return None
-    end, wrong, num = time.monotonic() + MAX_CHECK_S, [], 0
-    while num < min(len(dataset), MAX_CHECKED) and time.monotonic() < end:
-        wrong += [num] if check_unique(dataset.subset(torch.tensor([num]))) else []
-        num += 1
-    if not wrong:
-        return None
-    return (
-        f"warning: {len(wrong)} of the first {num} test puzzles have no or several solutions, such "
-        f"as {dataset.place(wrong[0])}; see python -m latent_reason.data check-puzzles --help"
-    )
+        return
+    end = time.monotonic() + MAX_CHECK_S
+    for row in range(min(len(dataset), MAX_CHECKED)):
+        if check_unique(dataset.subset(torch.tensor([row]))):
+            raise DataError(
+                f"{dataset.place(row)}: the question has several solutions; remove it "
+                "(python -m latent_reason.data check-puzzles lists all such rows)"
+            )
+        if time.monotonic() > end:
+            return
 
 
 def _check_answers(rows: Rows, puzzle: Puzzle, questions: np.ndarray, answers: np.ndarray) -> None:

@@ -133,6 +133,8 @@ class ArcRun(PuzzleRun):
         # The same tasks in the same order have the same identifiers.
         val = [dataclasses.replace(task, test=held.get(task.name, ())) for task in self.tasks.tasks]
         self.scored = all(pair.output is not None for task in evaluation for pair in task.test)
+        expected = "False: test_data has no answers to some of its test pairs"
+        check(self.scored or not config.controls, "controls", True, expected)
         self.sample_split = "test" if self.scored else "val"
         return {
             "train": self.tasks,

@@ -13,7 +13,12 @@ from latent_reason.checkpoint import latest_checkpoint
 from latent_reason.config import PuzzleModelConfig, check
 from latent_reason.data.arc_canvas import ArcCanvas
 from latent_reason.data.own_puzzle import named_puzzle
-from latent_reason.data.puzzle_files import join, read_puzzle_csv, subsample, uniqueness_warning
+from latent_reason.data.puzzle_files import (
+    join,
+    read_puzzle_csv,
+    refuse_several_solutions,
+    subsample,
+)
 from latent_reason.data.puzzle_leaks import leaks_of_splits
 from latent_reason.data.puzzles import Puzzle, PuzzleDataset
 from latent_reason.errors import ConfigError, DataError
@@ -57,9 +62,8 @@ class PuzzleRunConfig(FrameConfig):
     def __post_init__(self) -> None:
         self.settle(PuzzleModelConfig, paths=("start_from",))
         object.__setattr__(self, "train_data", tuple(self.train_data))
-        least = 0 if self.train_data or self.puzzle == "arc" else 1
         for name in ("num_train", "num_test"):
-            check(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
+            check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         check(0 <= self.hints <= 1, "hints", self.hints, "a part from 0 to 1")
         if bool(self.train_data) != (self.test_data is not None):
             raise ConfigError("train_data and test_data: got one, expected both or none")
@@ -73,7 +77,8 @@ def load_splits(config: PuzzleRunConfig) -> dict[str, PuzzleDataset]:
     """Return train, val and test; train draws symmetries if the configuration says so.
 
     Raises:
-        ConfigError: for an unknown puzzle or one without a generator.
+        ConfigError: for an unknown puzzle or one without a generator, or if there is nothing to
+            train or test on.
         DataError: for unusable files, or if two of them hold the same question.
     """
     puzzle, seed = named_puzzle(config.puzzle), config.train.seed
@@ -81,6 +86,9 @@ def load_splits(config: PuzzleRunConfig) -> dict[str, PuzzleDataset]:
     check(not isinstance(puzzle, ArcCanvas), "puzzle", config.puzzle, expected)
     sizes = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
     if not config.train_data or config.test_data is None:
+        for name in ("num_train", "num_test"):
+            expected = "at least 1 without --train-data FILE --test-data FILE"
+            check(getattr(config, name) >= 1, name, getattr(config, name), expected)
         return {
             split: PuzzleDataset(puzzle, *puzzle.generate(num, seed, split), config.augment)
             for split, num in sizes.items()
@@ -101,6 +109,8 @@ def load_splits(config: PuzzleRunConfig) -> dict[str, PuzzleDataset]:
     test = read_puzzle_csv(config.test_data, puzzle, "test")
     if config.num_test:
         test = test.subset(torch.arange(min(config.num_test, len(test))))
+    for part in (kept, test):
+        refuse_several_solutions(part)
     return {"train": kept, "val": whole.subset(val), "test": test}
 
 
@@ -111,13 +121,13 @@ def copy_weights(model: PuzzleModel, folder: Path) -> None:
         CheckpointError: the folder is not usable.
         ConfigError: its weights have other shapes.
     """
-    found = dict(load_puzzle_model(folder).model.named_parameters())
-    own, theirs = (
-        {(n, p.shape) for n, p in ps} for ps in (model.named_parameters(), found.items())
-    )
-    names = ", ".join(sorted({name for name, _ in own ^ theirs}))
+    found, own = load_puzzle_model(folder).model.state_dict(), model.state_dict()
+    groups = own.get("groups")
+    found |= {} if groups is None else {"groups": groups}
+    shapes = ({(name, value.shape) for name, value in state.items()} for state in (own, found))
+    names = ", ".join(sorted({name for name, _ in set.symmetric_difference(*shapes)}))
     check(not names, "start_from", str(folder), f"the weights of this net; not the same: {names}")
-    model.load_state_dict(found, strict=False)
+    model.load_state_dict(found)
 
 
 class PuzzleRun(RunFrame):
@@ -148,12 +158,9 @@ class PuzzleRun(RunFrame):
         )
         if isinstance(self.data["train"], PuzzleDataset):
             self.num_leaks = self.warn_of_leaks()
-            if config.train_data and self.accelerator.is_main_process:
-                if warning := uniqueness_warning(self.data["test"]):
-                    self.say(warning)
         sizes = ", ".join(f"{split} {len(data):,}" for split, data in self.data.items())
         self.say(f"puzzles of {config.puzzle}: {sizes}")
-        if config.start_from is not None:
+        if config.start_from is not None and not resume:
             self.make_model(config.model)  # weights that do not fit are refused here
         for data in self.data.values():
             data.to(self.accelerator.device)
@@ -185,7 +192,7 @@ class PuzzleRun(RunFrame):
             config, vocab_size=self.puzzle.vocab_size, num_cells=self.puzzle.num_cells
         )
         model = PuzzleModel(config, self.puzzle.groups())
-        if self.config.start_from is not None:
+        if self.config.start_from is not None and not self.resume:
             copy_weights(model, self.config.start_from)
         return model
 

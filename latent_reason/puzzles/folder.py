@@ -111,8 +111,8 @@ def load_puzzle_model(
         folder: of the model.
         weights: "raw" for those without averaging.
         puzzle_name: of its puzzle, instead of the name in the folder; of the two only this one may
-            name code, as module:Name, since it is imported and run. It may be of another size if
-            no weight depends on the size: mixer "groups" without learned positions.
+            name code, as module:Name, since it is imported and run. A Sudoku or maze may be of
+            another size if no weight depends on the size: mixer "groups" without learned positions.
 
     Raises:
         ConfigError: there is no puzzle `puzzle_name`.
@@ -126,11 +126,12 @@ def load_puzzle_model(
         name, published = saved["puzzle"], saved.get("published")
         if not isinstance(name, str | None) or not isinstance(published, dict | None):
             raise ValueError("config.json: puzzle must be a text, published an object")
-        tensors, trained_on = load_file(folder / FILES[weights]), None
-        if given is not None and (fitted := resized(config, given)) != config:
-            config, trained_on = fitted, name or "another puzzle"
-            tensors["groups"] = given.groups()
-        puzzle, name = (known_puzzle(name), name) if given is None else (given, puzzle_name)
+        tensors, puzzle, trained_on = load_file(folder / FILES[weights]), known_puzzle(name), None
+        if given is not None:
+            if type(given) is type(puzzle) and (fitted := resized(config, given)) != config:
+                config, trained_on = fitted, name
+                tensors["groups"] = given.groups()
+            puzzle, name = given, puzzle_name
         if puzzle is not None:
             check_sizes(config, puzzle, name)
         model = assemble(config, tensors)

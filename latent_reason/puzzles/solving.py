@@ -140,6 +140,7 @@ def load_shipped(name: str) -> SavedPuzzleModel:
     Raises:
         ConfigError: there is none.
     """
+    name = name.removeprefix("perfect-")
     if (CHECKPOINTS / name).is_dir():
         return load_puzzle_model(CHECKPOINTS / name)
     kind, _, size = name.rpartition("-")
