@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from arc_tasks import make_task
 
-from latent_reason.data import arc_files
+from latent_reason.data import arc_folder
 from latent_reason.data.arc_files import ArcPair, ArcTask, read_arc
 from latent_reason.errors import DataError
 
@@ -161,6 +161,6 @@ def test_a_small_file_that_unpacks_to_a_giant_one(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="more than 33,554,432 bytes"):
         read_arc(path)
     (tmp_path / "a.json").write_text(one_task("[[3]]"))
-    monkeypatch.setattr(arc_files, "MAX_FOLDER_BYTES", 50)
+    monkeypatch.setattr(arc_folder, "MAX_FOLDER_BYTES", 50)
     with pytest.raises(DataError, match="more than 50 bytes"):
         read_arc(tmp_path)

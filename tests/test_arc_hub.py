@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from latent_reason.data import arc_hub
 from latent_reason.data.arc_files import ArcTask, read_arc
 from latent_reason.data.arc_hub import find_arc
 from latent_reason.errors import DataError
@@ -92,3 +93,23 @@ def test_a_missing_source_or_split_is_named(
         find_arc(write(tmp_path / "set", "train", [row("a")]), "test")
     with pytest.raises(DataError, match="no such file"):
         find_arc("nowhere.json", "train")
+
+
+def test_a_folder_of_folders_of_json_files_is_no_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a folder of .json files was given to `datasets`")
+
+    monkeypatch.setattr(arc_hub, "load_split", refuse)
+    folder = tmp_path / "corpus" / "AboveBelow"
+    folder.mkdir(parents=True)
+    for name in ("AboveBelow1", "AboveBelow2"):
+        content = {kind: pairs for kind, pairs in row(name).items() if kind != "id"}
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    source = str(tmp_path / "corpus")
+    for split in ("train", "test"):
+        assert [task.name for task in find_arc(source, split)] == ["AboveBelow1", "AboveBelow2"]
+    (folder / "AboveBelow2.json").write_text('{"train": [], "test": []}')
+    with pytest.raises(DataError, match="AboveBelow2.json: task 'AboveBelow2': 'train' is"):
+        find_arc(source, "train")

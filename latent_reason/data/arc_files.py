@@ -1,9 +1,9 @@
 """ARC tasks from the official JSON files, checked cell by cell.
 
 Two forms are read: one file per task, `{"train": [pair, ...], "test": [pair, ...]}` with pairs
-`{"input": grid, "output": grid}`, alone or many in a folder; and many tasks in one file,
-`{"name": task, ...}`, as `*_challenges.json` of Kaggle, whose test outputs are in
-`*_solutions.json` beside it. Either may be compressed (`.json.gz`).
+`{"input": grid, "output": grid}`, alone or many in a folder and the folders inside it; and many
+tasks in one file, `{"name": task, ...}`, as `*_challenges.json` of Kaggle, whose test outputs are
+in `*_solutions.json` beside it. Either may be compressed (`.json.gz`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from latent_reason.data.arc_folder import find_task_files
 from latent_reason.errors import DataError
 
 MAX_SIDE = 30
 NUM_COLOURS = 10
 MAX_FILE_BYTES = 32 * 1024**2
-MAX_FOLDER_BYTES = 1024**3
 MAX_NAME_LENGTH = 100
-_SUFFIXES = (".json", ".json.gz")
 _CHALLENGES, _SOLUTIONS = "_challenges.json", "_solutions.json"
 
 Grid = npt.NDArray[np.uint8]
@@ -53,9 +52,9 @@ def read_arc(path: Path) -> list[ArcTask]:
     """Read the tasks of a file or folder in the official forms.
 
     Args:
-        path: a file with one task or many, or a folder of files with one task each. Solutions are
-            looked for beside a file named `*_challenges.json`; without them test pairs have no
-            output.
+        path: a file with one task or many, or a folder (see `find_task_files`) of files with one
+            task each, named after them. Solutions are looked for beside a file named
+            `*_challenges.json`; without them test pairs have no output.
 
     Raises:
         DataError: naming file, task, pair and reason.
@@ -83,26 +82,21 @@ def read_arc(path: Path) -> list[ArcTask]:
 
 
 def _read_folder(path: Path) -> list[ArcTask]:
-    try:
-        files = sorted(f for f in path.iterdir() if f.name.endswith(_SUFFIXES) and f.is_file())
-        size = sum(file.stat().st_size for file in files)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; give a folder that can be read") from error
+    files = find_task_files(path)
     if not files:
         raise DataError(f"{path}: no .json file in this folder; give one with a file per task")
-    if size > MAX_FOLDER_BYTES:
-        raise DataError(f"{path}: files of more than {MAX_FOLDER_BYTES:,} bytes; split the folder")
     tasks: dict[str, ArcTask] = {}
-    for file in files:
-        content = _load(file)
+    for index, file in enumerate(files):
+        content, name = _load(file), _stem(file)
         if not _is_task(content):
             raise DataError(
                 f"{file}: not a single task with 'train' and 'test'; give this file by itself, "
                 "or a folder with one task per file"
             )
-        if _stem(file) in tasks:
-            raise DataError(f"{file}: task {_stem(file)!r} is there twice; remove one")
-        tasks[_stem(file)] = to_task(file, _stem(file), content)
+        if name in tasks:
+            other = next(f for f in files[:index] if _stem(f) == name)
+            raise DataError(f"{file}: task {shown(name)} is also in {other}; remove or rename one")
+        tasks[name] = to_task(file, name, content)
     return list(tasks.values())
 
 

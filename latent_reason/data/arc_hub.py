@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from latent_reason.data.arc_files import ArcTask, read_arc, to_task
+from latent_reason.data.arc_folder import SPLITS, SUFFIXES, find_task_files
 from latent_reason.data.hub import load_split
 from latent_reason.errors import DataError
 
-SPLITS = {"train": ("train", "training"), "test": ("test", "evaluation", "eval")}
-"""Names that data sets give to the tasks to learn and to those to evaluate, tried in order."""
 NAMES = ("id", "task_id", "task", "name")
 """Columns that may hold the name of a task; without one it is called after its row."""
 _HINT = "give an ARC .json file, a folder of them, or a Hub name"
@@ -24,15 +23,14 @@ def find_arc(source: str, split: Literal["train", "test"]) -> list[ArcTask]:
 
     Args:
         source: path, or Hub name such as "owner/name".
-        split: which tasks of a data set; a file or folder of .json files has only one kind.
+        split: which tasks of a data set; a file or a folder with .json files has only one kind.
 
     Raises:
         DataError: naming source, row or task, and reason.
     """
     path = Path(source)
-    suffixes = (".json", ".json.gz")
-    named_as_file = path.is_file() or path.name.endswith(suffixes)
-    if named_as_file or any(file.name.endswith(suffixes) for file in path.glob("*")):
+    named_as_file = path.is_file() or path.name.endswith(SUFFIXES)
+    if named_as_file or (path.is_dir() and find_task_files(path)):
         return read_arc(path)
     reasons = []
     for name in SPLITS[split]:
