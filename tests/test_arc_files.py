@@ -92,8 +92,18 @@ BAD_FILES = {
     "three_axes": (one_task("[[[1]]]"), r"cell 1 is \[1\]"),
     "null": (one_task("null"), "input: None"),
     "huge_number": (one_task(f"[[{'9' * 10_000}]]"), "not valid JSON"),
-    "repeated": (one_task("[[1]]"), "train pair 1 and train pair 2 have the same input"),
-    "tested": (one_task("[[4]]"), "train pair 2 and test pair 1 have the same input"),
+    "repeated": (
+        one_task("[[1]]"),
+        "train pair 1 and train pair 2 have the same input; remove one",
+    ),
+    "tested": (
+        one_task("[[4]]"),
+        "1 has the input of train pair 2, which gives its answer away; remove test pair 1",
+    ),
+    "contradiction": (
+        f'{{"train": [{PAIR}], "test": [{PAIR.replace("[[2]]", "[[3]]")}]}}',
+        "train pair 1 and test pair 1 have the same input but different outputs; correct one",
+    ),
     "no_test": (f'{{"train": [{PAIR}]}}', "'test' is None"),
     "empty_train": (f'{{"train": [], "test": [{PAIR}]}}', r"'train' is \[\]"),
     "no_output": (f'{{"train": [{{"input": [[1]]}}], "test": [{PAIR}]}}', "1: no 'output'"),

@@ -215,16 +215,28 @@ def to_grid(where: str, value: Any) -> Grid:
 
 
 def _refuse_repeated(where: str, pairs: list[ArcPair], num_train: int) -> None:
-    """Refuse two pairs of a task with the same input: duplicates or contradictions."""
+    """Refuse two pairs of a task with the same input.
+
+    They contradict each other, are duplicates, or give away the answer to a test pair, which would
+    then count as solved.
+    """
     first: dict[tuple[tuple[int, ...], bytes], int] = {}
     for index, pair in enumerate(pairs):
         other = first.setdefault((pair.input.shape, pair.input.tobytes()), index)
-        if other != index:
-            names = [
-                f"train pair {i + 1}" if i < num_train else f"test pair {i - num_train + 1}"
-                for i in (other, index)
-            ]
-            raise DataError(f"{where}: {' and '.join(names)} have the same input; remove one")
+        if other == index:
+            continue
+        a, b = (
+            f"train pair {i + 1}" if i < num_train else f"test pair {i - num_train + 1}"
+            for i in (other, index)
+        )
+        output, again = pairs[other].output, pair.output
+        if output is not None and again is not None and not np.array_equal(output, again):
+            reason = f"{a} and {b} have the same input but different outputs; correct one"
+        elif other < num_train <= index:
+            reason = f"{b} has the input of {a}, which gives its answer away; remove {b}"
+        else:
+            reason = f"{a} and {b} have the same input; remove one"
+        raise DataError(f"{where}: {reason}")
 
 
 def _with_solutions(path: Path, task: ArcTask, solutions: Any) -> ArcTask:
