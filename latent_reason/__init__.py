@@ -22,6 +22,7 @@ _MODULES = {
     "embedded_base": "llm",
     "load_puzzle_model": "puzzles.folder",
     "solve": "puzzles.solving",
+    "solve_arc": "puzzles.arc_solving",
 }
 __all__ = sorted(_MODULES)
 __version__ = "0.1.0"

@@ -14,6 +14,7 @@ from test_arc_experiment import CONFIG, EVALUATION, TRAINING, Oracle, broken, ma
 from test_main import run
 from torch import Tensor
 
+import latent_reason
 from latent_reason import run_frame
 from latent_reason.data.arc import ArcDataset
 from latent_reason.data.arc_files import ArcPair, ArcTask
@@ -239,6 +240,14 @@ def test_a_bad_task_file_is_refused(tmp_path, text, message):
     (tmp_path / "e.json").write_text(text)
     with pytest.raises(DataError, match=message):
         solve_arc(tmp_path / "e.json", tmp_path)
+
+
+def test_solve_names_the_function_for_arc_which_is_public(arc_run, tmp_path):
+    model, path = arc_run.folder / "model", write_task(tmp_path / "e.json", EVALUATION[0])
+    with pytest.raises(ConfigError, match="in Python by latent_reason.solve_arc"):
+        latent_reason.solve(path.read_text(), model)
+    solutions = latent_reason.solve_arc(path, model, 1, 0)
+    assert [solution.num_predictions for solution in solutions] == [1] * len(EVALUATION[0].test)
 
 
 # The command line

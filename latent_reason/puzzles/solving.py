@@ -70,7 +70,7 @@ def solve(
     model: str | Path | SavedPuzzleModel | None = None,
     refinement_steps: int = REFINEMENT_STEPS,
 ) -> Solution:
-    """Solve a puzzle.
+    """Solve a puzzle; for ARC see `arc_solving.solve_arc`.
 
     Args:
         puzzle_text: a Sudoku of 16, 36, 81 or 256 digits in one line or drawn, with "." or 0 for a
@@ -96,7 +96,10 @@ def solve(
             "name it with --puzzle"
         )
     if isinstance(saved.puzzle, ArcCanvas):
-        raise ConfigError("model: made for ARC; give it an ARC task, a .json file")
+        raise ConfigError(
+            "model: made for ARC; give it an ARC task, a .json file, "
+            "in Python by latent_reason.solve_arc"
+        )
     question = parse(saved.puzzle, puzzle_text)
     refuse_impossible(saved.puzzle, question)
     solution = think(saved.model, saved.puzzle, question, refinement_steps)
