@@ -116,6 +116,8 @@ def _solve(options: argparse.Namespace) -> int:
 def _solve_arc(options: argparse.Namespace) -> int:
     from latent_reason.puzzles.arc_solving import NUM_VOTES, REFINEMENT_STEPS, solve_arc
 
+    if options.kind is not None:
+        raise ConfigError(f"--puzzle: {options.puzzle} is read as an ARC task; leave --puzzle out")
     if options.model is None:
         raise ConfigError(
             "no ARC model comes with this package; name the folder of one with --model "

@@ -293,6 +293,7 @@ def test_a_task_that_it_cannot_solve(arc_run, tmp_path, monkeypatch, capsys):
         (["e.json", "--model", "run/model", "--task", "f"], "e.json: has no task 'f'"),
         (["stranger.json", "--model", "run/model"], "task 'stranger': the model was not trained"),
         (["1" * 81, "--model", "run/model"], "model: made for ARC; give it an ARC task, a .json"),
+        (["e.json", "--puzzle", "sudoku-4x4"], "--puzzle: e.json is read as an ARC task"),
         (["1" * 81, "--votes", "3"], "--votes and --task: expected with an ARC task only"),
     ],
 )
