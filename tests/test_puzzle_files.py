@@ -213,6 +213,9 @@ def test_a_question_with_two_answers_is_refused(tmp_path):
         (b"question,answer\n", "no rows"),
         (b"puzzle,answer\n1,2\n", ":1: the header lacks 'question' or 'answer'"),
         (b"question,solution\n1,2\n", ":1: the header lacks 'question' or 'answer'"),
+        (b"question,answer,question\n1,2,3\n", ":1: 2 columns 'question'; keep one"),
+        (b'\xef\xbb\xbfanswer,question,"answer"\r1,2,3\r', ":1: 2 columns 'answer'; keep one"),
+        (gzip.compress(b"question,question,answer\n1,2,3\n", mtime=0), ":1: 2 columns 'question'"),
         (b"\x89PNG\r\n\x1a\n\0\0", ":1: the header lacks"),
         (b"question,answer\n" + b"1" * 3_000_000, "a line of 1,048,576 bytes or more"),
         (b"1" * 3_000_000, "a line of 1,048,576 bytes or more"),
@@ -224,6 +227,12 @@ def test_bad_files_are_named(data, reason, tmp_path):
     path = tmp_path / "bad.csv"
     path.write_bytes(data)
     assert reason in error_of(path)
+
+
+def test_columns_that_are_not_read_may_be_repeated(tmp_path):
+    row = f"{QUESTION},,{ANSWER},"
+    path = write(tmp_path / "some.csv", row, header="question,note,answer,note")
+    assert len(read_puzzle_csv(path, SMALL)) == 1
 
 
 def test_damaged_gzip_is_named(tmp_path, puzzles):

@@ -6,6 +6,7 @@ unpickled. `puzzle_files.py` has the formats and the checks of what is read.
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import re
@@ -125,6 +126,8 @@ def _csv_chunks(rows: Rows, path: Path, puzzle: Puzzle) -> Iterator[Grids]:
             packed = plain.read(2) == b"\x1f\x8b"
             plain.seek(0)
             file: Any = gzip.GzipFile(fileobj=plain) if packed else plain
+            _refuse_repeated_columns(file.readline(MAX_LINE_BYTES), rows.source)
+            file.seek(0)
             for batch in _open_csv(_Bounded(file, rows.source), rows.source):
                 yield _text_grids(rows, batch, puzzle)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -139,16 +142,29 @@ def _csv_chunks(rows: Rows, path: Path, puzzle: Puzzle) -> Iterator[Grids]:
         raise DataError(f"{rows.source}: not a usable CSV file ({reason}); mend it") from None
 
 
+def _refuse_repeated_columns(header: bytes, source: str) -> None:
+    """Refuse two columns of one name, of which Arrow would read one without a word."""
+    lines = [line.decode("utf-8-sig", "replace") for line in header.splitlines()[:1]]
+    try:
+        names = next(csv.reader(lines), [])
+    except csv.Error:  # a name without end; reading says what is wrong
+        return
+    for field in FIELDS:
+        if (num := names.count(field)) > 1:
+            raise DataError(f"{source}:1: {num} columns {field!r}; keep one")
+
+
 def _open_csv(file: _Bounded, source: str) -> Any:
     """Return an iterator over Arrow batches with the two columns as bytes."""
-    from pyarrow import csv, large_binary
+    from pyarrow import csv as arrow_csv
+    from pyarrow import large_binary
 
     try:
-        return csv.open_csv(
+        return arrow_csv.open_csv(
             file,
-            csv.ReadOptions(use_threads=False, block_size=MAX_LINE_BYTES),
-            csv.ParseOptions(ignore_empty_lines=False),  # so that lines keep their numbers
-            csv.ConvertOptions(
+            arrow_csv.ReadOptions(use_threads=False, block_size=MAX_LINE_BYTES),
+            arrow_csv.ParseOptions(ignore_empty_lines=False),  # so that lines keep their numbers
+            arrow_csv.ConvertOptions(
                 include_columns=list(FIELDS), column_types=dict.fromkeys(FIELDS, large_binary())
             ),
         )
