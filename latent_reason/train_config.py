@@ -101,8 +101,8 @@ class TrainConfig(JsonConfig):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on CUDA, fp32 on CPU, where it gains nothing at these widths (RESULTS.md)."""
     compile: bool = False
-    """Compile the training step with torch.compile: a minute at the start, then about twice as
-    fast; needs a C++ compiler on CPU."""
+    """Compile the training step with torch.compile: a minute at the start, then two to three
+    times as fast; needs a C++ compiler on CPU."""
     log_every: int = 50
     """Steps between two lines of progress and metrics."""
     eval_every: int = 500

@@ -76,7 +76,7 @@ def hub() -> RunConfig:
 
 
 PRESETS: dict[str, tuple[str, RunConfig]] = {
-    "default": ("S5 tracking: minutes on two CPU cores", preset()),
+    "default": ("S5 tracking: minutes on a CPU core", preset()),
     "soft": (
         "as default, but the base generates the answer from soft tokens",
         preset(writer="soft"),
