@@ -81,7 +81,7 @@ def evaluate_reasoner(run: Run, model: LatentReasoner, trainer: Trainer) -> None
     for step, counter in run.evaluator("test").by_refinement_steps(model, steps).items():
         run.add("latent reasoner", run.task, "test", step, counter, **facts)
     counter, mean_steps = run.evaluator("test").by_halting(model, max(steps))
-    name = f"latent reasoner, halts itself at {mean_steps:.1f} on average"
+    name = "latent reasoner, halts itself"
     run.add(name, run.task, "test", max(steps), counter, mean_refinement_steps=mean_steps)
     slots = run.evaluator("test").by_slots(model, trained)
     for name in ("shuffled slots", "mean slots", "no slots"):

@@ -12,10 +12,11 @@ Shares are fractions between 0 and 1, `n` counts examples, `num_leaks` test puzz
 that are in the training or validation data up to symmetry. A row needs `system`, `task`, `split`,
 `n` and `exact_accuracy`; everything else may be missing or null (a system without a recursion has
 no `refinement_steps`), and further keys are allowed. Of puzzles with a rule `valid_accuracy` is the
-share of answers that are right by it. The row of a model that halts itself has `halted_at`: pairs
-of a number of refinement steps and of the examples that its halting head stopped there; those in no
-pair it never stopped. The first row names the system that the run is about; the other systems are
-what it is compared with.
+share of answers that are right by it. The row of a model that halts itself has
+`mean_refinement_steps`, which the table shows in place of `refinement_steps`, its limit, and
+`halted_at`: pairs of a number of refinement steps and of the examples that its halting head stopped
+there; those in no pair it never stopped. The first row names the system that the run is about; the
+other systems are what it is compared with.
 """
 
 from __future__ import annotations
@@ -142,11 +143,12 @@ def _cells(row: Row) -> list[str]:
         return "-" if value is None else format(value * scale, pattern)
 
     interval = row.get("ci95")
+    mean = row.get("mean_refinement_steps")
     bounds = f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
     return [
         row["system"],
         f"{row['task']}/{row['split']}",
-        cell("refinement_steps", "d"),
+        cell("refinement_steps", "d") if mean is None else f"mean {mean:.1f}",
         cell("n", ",d"),
         cell("exact_accuracy", ".1f", scale=100) + bounds,
         cell("valid_accuracy", ".1f", scale=100),
@@ -222,9 +224,10 @@ def _row_problem(row: object) -> str | None:
         isinstance(interval, list) and len(interval) == 2 and all(map(_is_share, interval))
     ):
         return f"ci95 is {interval!r}, expected two fractions [low, high]"
-    seconds = row.get("train_seconds")
-    if seconds is not None and not (is_number(seconds) and seconds >= 0):
-        return f"train_seconds is {seconds!r}, expected seconds or null"
+    for name in ("train_seconds", "mean_refinement_steps"):
+        value = row.get(name)
+        if value is not None and not (is_number(value) and value >= 0):
+            return f"{name} is {value!r}, expected a number from 0 up or null"
     return None
 
 

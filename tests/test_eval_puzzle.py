@@ -103,7 +103,7 @@ def test_rows_of_averaged_and_raw_weights(files: Path) -> None:
         answers, stops = answers_of(knowing(seed)[0].eval(), data.questions, 3)
         mean = sum(stops) / NUM
         assert 1 < mean < 3
-        halts = f"{system}, halts itself at {mean:.1f} on average"
+        halts = f"{system}, halts itself"
         assert [row["system"] for row in part] == [system, system, halts]
         assert [row["refinement_steps"] for row in part] == [1, 3, 3]
         assert part[2]["mean_refinement_steps"] == pytest.approx(mean)

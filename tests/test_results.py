@@ -73,6 +73,7 @@ def test_load_results_names_file_and_reason(tmp_path, content, reason):
         {"refinement_steps": -1},
         {"trainable_parameters": 0.5},
         {"train_seconds": -1},
+        {"mean_refinement_steps": "8"},
     ],
 )
 def test_load_results_names_row_and_field(tmp_path, change):
@@ -93,6 +94,8 @@ def test_table_shows_percent_with_interval_and_dashes():
     expected = ["TRM", "sums/test", "8", "1,000", "97.0", "[95.7,", "97.9]", "99.1", "190,000"]
     assert lines[3].split() == [*expected, "240"]
     assert lines[4].split() == ["TRM", "sums/test", "-", "1,000", "97.0", "-", "-", "-"]
+    halting = FULL_ROW | {"mean_refinement_steps": 4.56}
+    assert format_table([halting]).splitlines()[3].split()[2:5] == ["mean", "4.6", "1,000"]
 
 
 def test_valid_answers_have_a_column_where_they_are_not_the_exact_ones():

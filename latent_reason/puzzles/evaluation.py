@@ -54,8 +54,7 @@ class Sweep:
             share = {} if valid is None else {"valid_accuracy": valid / counter.num_examples}
             return told | share
 
-        name = f"{system}, halts itself at {self.mean_steps:.1f} on average"
-        halting = row(name, max(self.at), self.halted, self.valid_halted) | {
+        halting = row(f"{system}, halts itself", max(self.at), self.halted, self.valid_halted) | {
             "mean_refinement_steps": self.mean_steps,
             "halted_at": [[step, num] for step, num in self.halted_at.items()],
         }
