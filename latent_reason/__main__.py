@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -87,7 +86,7 @@ def _build_parser() -> Parser:
 
 
 def _solve(options: argparse.Namespace) -> int:
-    if options.puzzle.endswith((".json", ".json.gz")) and os.path.isfile(options.puzzle):
+    if options.puzzle.endswith((".json", ".json.gz")):
         return _solve_arc(options)
     if options.votes is not None or options.task is not None:
         raise ConfigError("--votes and --task: expected with an ARC task only, a .json file")

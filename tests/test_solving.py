@@ -240,7 +240,7 @@ def test_the_kind_is_told_by_the_text(text: str, name: str) -> None:
 BAD = [
     ("", "puzzle: it is empty"),
     ("\n \n", "puzzle: it is empty"),
-    (QUESTION[:-1], "puzzle: 15 cells; a Sudoku has 16, 36, 81, 256, a maze is drawn with #"),
+    (QUESTION[:-1], "puzzle: 15 cells; a Sudoku has 16, 36, 81, 256, with blanks as . or 0; a"),
     (QUESTION[:-1] + "5", "puzzle: cell 16 is '5', expected one of '01234'"),
     (QUESTION[:-1] + "x", "puzzle: cell 16 is 'X'"),
     ("3.2\n.....\n.3..\n24.1", "puzzle: row 1 has 3 cells, expected 4"),

@@ -176,8 +176,8 @@ def puzzle_name_of(text: str) -> str:
     sides = {side * side: side for side in BOXES}
     if num not in sides:
         raise DataError(
-            f"puzzle: {num} cells; a Sudoku has {', '.join(map(str, sides))}, a maze is drawn with "
-            "# for walls, S and G"
+            f"puzzle: {num} cells; a Sudoku has {', '.join(map(str, sides))}, with blanks as . or "
+            "0; a maze is drawn with # for walls, S and G"
         )
     return f"sudoku-{sides[num]}x{sides[num]}"
 
