@@ -91,6 +91,9 @@ class AnswerLM(nn.Module):
             llm = FrozenLLM(base, llm.tokenizer, llm.name)
             for name, parameter in llm.named_parameters():
                 parameter.requires_grad_("lora_" in name)
+                if parameter.requires_grad:
+                    # Small updates and moving averages are lost in the bf16 of a base.
+                    parameter.data = parameter.data.float()
         if kind == "pause":
             table = llm.embedding.float()
             noise = torch.randn(num_slots, table.shape[1]).to(table.device)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from latent_reason.controls import AnswerLM, AnswerOutput, empty_carry, lora_rank
+from latent_reason.llm import FrozenLLM
 from latent_reason.losses import answer_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning")
@@ -155,3 +156,16 @@ def test_an_example_counts_one_step_and_the_callers_carry_is_left_alone():
     second = AnswerOutput(torch.zeros(()), torch.zeros(2, 1, 3), first.carry)
     assert second.carry.refinement_steps.tolist() == [1, 2]
     assert second.correct.tolist() == [False, False]
+
+
+def test_lora_trains_in_fp32_on_a_base_in_bf16(make_llm, save_llm, tmp_path):
+    folder = save_llm(make_llm(), tmp_path / "base")
+    llm = FrozenLLM.load(folder, dtype=torch.bfloat16)
+    digest = llm.sha256()
+    model = make(llm, "lora", min_parameters=1000)
+    assert llm.embedding.dtype == model.llm.embedding.dtype == torch.bfloat16
+    assert {p.dtype for p in trainable(model).values()} == {torch.float32}
+    losses = train(model, 30, 1e-2)
+    assert losses[-1] < 0.5 * losses[0]
+    assert model.generate(**llm.encode(PROMPTS)).shape[0] == len(PROMPTS)
+    assert llm.sha256() == digest
