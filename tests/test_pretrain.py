@@ -51,3 +51,28 @@ def test_the_embedded_base_is_small_and_loads_as_any_model() -> None:
     tokenizer = AutoTokenizer.from_pretrained(embedded_base())
     tokens = tokenizer("1 2 3 Answer:", return_tensors="pt")["input_ids"]
     assert torch.isfinite(model(input_ids=tokens).logits).all()
+
+
+def test_the_carry_is_where_the_model_is() -> None:
+    config = recipe.PretrainConfig(hidden_size=16, num_layers=1, num_heads=2)
+    tokenizer = AutoTokenizer.from_pretrained(embedded_base())
+    model = recipe.NextToken(recipe.make_model(config, tokenizer).to("meta"))
+    carry = model.initial_carry(2, 8)
+    assert {tensor.device.type for tensor in carry.tensors().values()} == {"meta"}
+
+
+@pytest.mark.gpu
+def test_a_model_is_made_on_a_gpu(tmp_path: Path) -> None:
+    config = recipe.PretrainConfig(
+        output_dir=tmp_path / "run",
+        hidden_size=16,
+        num_layers=1,
+        num_heads=2,
+        vocab_size=300,
+        num_blocks=16,
+        block_size=16,
+        max_steps=3,
+        batch_size=4,
+    )
+    assert recipe.pretrain(config) == 0
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
