@@ -113,6 +113,8 @@ class FrozenLLM(nn.Module):
         kwargs.setdefault("dtype", "auto" if torch.cuda.is_available() else torch.float32)
         name = EMBEDDED if name == embedded_base() else name
         source = embedded_base() if name == EMBEDDED else name
+        if source.startswith((".", "/", "~")) and not Path(source).is_dir():
+            raise ConfigError(f"base {name}: no such folder; give a folder or a Hub name")
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             model, info = AutoModelForCausalLM.from_pretrained(

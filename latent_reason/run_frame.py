@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import re
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -103,6 +104,8 @@ def parse(argv: Sequence[str], presets: Presets[Config], about: str) -> tuple[st
     if argv and argv[0].startswith("--resume="):
         argv = [*argv[0].split("=", 1), *argv[1:]]
     if "--resume" in argv:
+        if argv in (["--resume"], ["--resume", ""]):
+            raise ConfigError("--resume: which run? give its folder, as in --resume runs/NAME")
         if argv[0] != "--resume" or len(argv) != 2 and (len(argv) != 4 or argv[2] != "--puzzle"):
             raise ConfigError("--resume FOLDER takes no other options: the folder knows them")
         folder = Path(argv[1])
@@ -125,7 +128,16 @@ def parse(argv: Sequence[str], presets: Presets[Config], about: str) -> tuple[st
     options = argv[1:] if argv and argv[0] == name else argv
     described = "\n".join(f"  {key}: {text}" for key, (text, _) in presets.items())
     about = f"{about}\nPresets (first argument):\n{described}"
-    return name, read_options(presets[name][1], options, about), False
+    try:
+        return name, read_options(presets[name][1], options, about), False
+    except ConfigError as error:
+        unknown = re.match(r"Unrecognized options: ([^;]*)", str(error))
+        late = [word for word in unknown[1].split(", ") if word in presets] if unknown else []
+        if not late:
+            raise
+        raise ConfigError(
+            f"{late[0]!r} is a preset; give one, as the first word, before all options"
+        ) from error
 
 
 def _check_own_puzzle(folder: Path, puzzle: object, given: list[str]) -> None:

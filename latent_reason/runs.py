@@ -66,6 +66,8 @@ def read_options(default: Config, words: Sequence[str], description: str) -> Con
     lines = re.sub("[\u2500-\u257f]", " ", clean_text(box.getvalue())).splitlines()[1:]
     text = " ".join(line.strip() if re.search(r"\w", line) else ";" for line in lines)
     text = text.partition("; For full helptext")[0].strip(" ;")
+    # A class or a group of options that it could not make; an option is left to be named.
+    text = re.sub(r"^Error parsing ([A-Za-z][\w.]*: )?", "", text)
     raise ConfigError(f"{text.replace(' ;', ';')}; see --help")
 
 

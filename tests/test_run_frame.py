@@ -81,17 +81,20 @@ def test_a_preset_and_options_on_top() -> None:
         (["lareg"], "preset 'lareg': unknown; did you mean 'large'? there are plain, large, deep"),
         (["xyz"], "preset 'xyz': unknown; there are plain, large, deep"),
         (["plain", "--depth", "5"], "Unrecognized options: --depth"),
-        (["plain", "large"], "Unrecognized options: large"),
+        (["plain", "large"], "'large' is a preset; give one, as the first word, before all"),
+        (["--size", "4", "large"], "'large' is a preset; give one, as the first word"),
+        (["--size", "4", "lareg"], "Unrecognized options: lareg"),
         (["--size", "0"], "size: got 0, expected at least 1; see --help"),
-        (["--size", "many"], "'many'"),
-        (["--train.optimizer", "sgd"], "'sgd'"),
-        (["--resume"], "--resume FOLDER takes no other options"),
+        (["--size", "many"], "--size: "),
+        (["--train.optimizer", "sgd"], "invalid choice 'sgd'"),
+        (["--resume"], "--resume: which run? give its folder, as in --resume runs/NAME"),
+        (["--resume="], "--resume: which run? give its folder, as in --resume runs/NAME"),
         (["--resume", "x", "--size", "3"], "--resume FOLDER takes no other options"),
         (["plain", "--resume", "x"], "--resume FOLDER takes no other options"),
     ],
 )
 def test_bad_words_are_refused(words: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(message)) as error:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}") as error:
         parse(words, PRESETS, "")
     assert "\n" not in str(error.value)
 

@@ -241,8 +241,8 @@ def test_options_are_read_on_top_of_the_default() -> None:
     ("words", "message"),
     [
         (["--num-rosw", "5"], "Unrecognized options: --num-rosw.*Perhaps you meant: --num-rows"),
-        (["--inner.rate", "7"], r"rate: got 7.0, expected at most 1; see --help"),
-        (["--num-rows", "many"], r"--num-rows: invalid literal for int\(\).*'many'"),
+        (["--inner.rate", "7"], r"^rate: got 7.0, expected at most 1; see --help"),
+        (["--num-rows", "many"], r"^--num-rows: invalid literal for int\(\).*'many'"),
         (["--num-rows"], "Missing value for argument '--num-rows'"),
         (["extra"], "Unrecognized options: extra; see --help"),
     ],
