@@ -149,7 +149,8 @@ class Run(RunFrame):
         self.llm.to(self.accelerator.device)
         self.open_folder()
         self.base_digest = self.llm.sha256()
-        start, seconds = time.perf_counter(), self.folder / "states" / "seconds.json"
+        # Beside the states, which go when the run is done: a resumed run needs the same seconds.
+        start, seconds = time.perf_counter(), self.folder / "read_seconds.json"
         with self.accelerator.main_process_first():
             self.data = {"train": self.cached("train")}
             if not seconds.exists():

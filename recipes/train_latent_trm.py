@@ -10,7 +10,8 @@
     ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 recipes/train_latent_trm.py   # 2 CPUs
 
 The run folder gets config.json, environment.json, metrics.jsonl, checkpoints/, results.json,
-report.html and adapter/. Expected figures stand in README.md and recipes/README.md.
+report.html and adapter/; read_seconds.json has the seconds in which the base read the training
+prompts. Expected figures stand in README.md and recipes/README.md.
 """
 
 from __future__ import annotations

@@ -112,14 +112,14 @@ def test_the_base_is_found_where_it_was_moved(adapter: Path, tmp_path: Path) -> 
     words = ["--adapter", "adapter", "--data", "rows.jsonl", "--refinement-steps", "1"]
     code, _, err = run(tmp_path, *words)
     assert code == 2
-    assert err.startswith(f"error: base {tmp_path / 'base'}: cannot be loaded")
+    assert err.startswith(f"error: base {tmp_path / 'base'}: no such folder")
     assert run(tmp_path, *words, "--base", "moved")[0] == 0
 
 
 BAD = [
     (["--adapter", "nowhere"], ["adapter nowhere: not a complete adapter folder"]),
     (["--data", "nowhere.jsonl"], ["nowhere.jsonl: no such file"]),
-    (["--base", "/no/such/base"], ["base /no/such/base: cannot be loaded"]),
+    (["--base", "/no/such/base"], ["base /no/such/base: no such folder"]),
     (["--base", "nobody/nothing"], ["base nobody/nothing: cannot be loaded"]),
     (["--refinement-steps", "0"], ["refinement_steps: got [0], expected at least 1"]),
     (["--refinement-steps", "two"], ["--refinement-steps", "'two'"]),

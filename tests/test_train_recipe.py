@@ -102,7 +102,8 @@ def test_a_run_from_the_command_line(base: str, whole: Path, tmp_path: Path) -> 
 def test_the_run_folder_is_complete(whole: Path) -> None:
     names = {path.name for path in whole.iterdir()}
     files = {"config.json", "environment.json", "metrics.jsonl", "perf.jsonl", "results.json"}
-    assert names == files | {"samples.json", "report.html", "checkpoints", "adapter"}
+    others = {"samples.json", "report.html", "read_seconds.json", "checkpoints", "adapter"}
+    assert names == files | others
     checkpoints = {path.name for path in (whole / "checkpoints").iterdir()}
     assert {"step-00000006", "step-00000012"} == checkpoints
     steps = [line["step"] for line in read_lines(whole / "metrics.jsonl")]
@@ -289,6 +290,10 @@ def test_controls_stop_and_resume(base: str, tmp_path: Path) -> None:
         assert rows[name]["train_seconds"] >= own["train_seconds"] - 0.1
     assert rows[controls[0]]["trainable_parameters"] == own["trainable_parameters"]
     assert rows[controls[1]]["trainable_parameters"] >= own["trainable_parameters"]
+    done = run_here(tmp_path, ["--resume", "run"])
+    assert done.code == 0, done.err
+    again = load_results(tmp_path / "run" / "results.json")
+    assert again["rows"] == results["rows"]
 
 
 # Killed and stopped runs
