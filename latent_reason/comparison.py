@@ -15,7 +15,6 @@ from latent_reason.evaluation import Evaluator, trace
 from latent_reason.experiment import Run
 from latent_reason.latent_reasoner import LatentReasoner
 from latent_reason.run_frame import facts_of
-from latent_reason.runs import commit
 from latent_reason.train_config import HaltConfig, TrainConfig
 from latent_reason.training import Trainer
 
@@ -135,6 +134,6 @@ def write_results(run: Run, model: LatentReasoner) -> None:
         base_unchanged=run.llm.sha256() == run.base_digest,
     )
     card = f"# Latent reasoner for {run.llm.name}\n\nPreset {run.name}, seed "
-    card += f"{run.config.train.seed}, commit {commit()}.\n\n```\n{table}\n```\n"
+    card += f"{run.config.train.seed}, commit {run.about['commit']}.\n\n```\n{table}\n```\n"
     model.save_pretrained(run.folder / "adapter", card=card)
     run.say(f"adapter: {run.folder / 'adapter'}")

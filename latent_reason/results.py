@@ -3,11 +3,14 @@
 Recipes and evaluation scripts write `results.json` into the run folder:
 
     {"schema_version": 1, "preset": str, "seed": int, "commit": str, "hardware": str,
-     "wall_seconds": float, "command": str, "halt_max_steps": int,
+     "wall_seconds": float, "peak_memory_gib": float, "peak_gpu_memory_gib": null,
+     "command": str, "halt_max_steps": int, "resumed_commits": [str, ...],
      "rows": [{"system": "latent reasoner", "task": "rolling_sums", "split": "test",
                "refinement_steps": 8, "n": 1000, "exact_accuracy": 0.97, "ci95": [0.957, 0.979],
                "accuracy": 0.99, "trainable_parameters": 190000, "train_seconds": 240.0}, ...]}
 
+`commit`, `hardware` and `command` are those that the run was started with; `resumed_commits` has
+the other commits that it was resumed with, `peak_memory_gib` the memory of the host.
 Shares are fractions between 0 and 1, `n` counts examples, `num_leaks` test puzzles (for ARC: tasks)
 that are in the training or validation data up to symmetry. A row needs `system`, `task`, `split`,
 `n` and `exact_accuracy`; everything else may be missing or null (a system without a recursion has

@@ -29,8 +29,10 @@ from latent_reason.runs import (
     check_compiler,
     check_world,
     environment,
+    peak_gpu_memory_gib,
     peak_memory_gib,
     read_options,
+    resumed_environment,
     write_json,
 )
 from latent_reason.train_config import TrainConfig
@@ -194,6 +196,7 @@ class RunFrame:
         if config.train.compile:
             check_compiler(self.accelerator.device)
         self.rows: list[dict[str, Any]] = []
+        self.about = environment()
         self.say(f"preset {name}, run folder {self.folder}")
 
     def say(self, text: str) -> None:
@@ -234,8 +237,11 @@ class RunFrame:
     def open_folder(self) -> None:
         """Make the run folder with config.json and environment.json, start the tracker.
 
+        A resumed run keeps its environment.json, which gets a list `resumed` of what was other.
+
         Raises:
             ConfigError: the folder holds another run already.
+            DataError: environment.json is damaged.
         """
         if self.accelerator.is_main_process:
             if not self.resume and (self.folder / "config.json").exists():
@@ -247,7 +253,10 @@ class RunFrame:
             if not self.resume:
                 values = {"preset": self.name} | self.frame_config.to_dict()
                 write_json(self.folder / "config.json", values)
-            write_json(self.folder / "environment.json", environment())
+            path = self.folder / "environment.json"
+            if self.resume and path.exists():
+                self.about = resumed_environment(path, self.about)
+            write_json(path, self.about)
         if self.frame_config.log_with != "none":
             self.accelerator.init_trackers("latent_reason", config={"preset": self.name})
 
@@ -283,8 +292,8 @@ class RunFrame:
 
     def results(self, **facts: Any) -> dict[str, Any]:
         """Return what results.json holds, see `results.py`."""
-        about = environment()
-        train = self.frame_config.train
+        about, train = self.about, self.frame_config.train
+        commits = {again["commit"] for again in about.get("resumed", [])} - {about["commit"]}
         return {
             "schema_version": 1,
             "preset": self.name,
@@ -293,8 +302,10 @@ class RunFrame:
             "hardware": about["hardware"],
             "wall_seconds": round(time.perf_counter() - self.started, 1),
             "peak_memory_gib": round(peak_memory_gib(), 2),
+            "peak_gpu_memory_gib": peak_gpu_memory_gib(self.accelerator.device),
             "command": about["command"],
             "halt_max_steps": train.halt.max_steps_at(1.0),
+            "resumed_commits": sorted(commits),
             **facts,
             "rows": self.rows,
         }

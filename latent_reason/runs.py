@@ -28,7 +28,7 @@ from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 
 from latent_reason.errors import ConfigError, UserError
-from latent_reason.results import clean_text
+from latent_reason.results import clean_text, read_json
 
 Config = TypeVar("Config")
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "numpy")
@@ -199,6 +199,21 @@ def environment() -> dict[str, Any]:
     }
 
 
+def resumed_environment(path: Path, now: dict[str, Any]) -> dict[str, Any]:
+    """Return what a resumed run depends on: its first environment, with a list `resumed`.
+
+    Args:
+        path: environment.json of the run.
+        now: `environment()` of this resumption, of which `resumed` gets an entry.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    first = read_json(path, dict)
+    again = {key: now[key] for key in ("commit", "hardware", "command", "started")}
+    return now | first | {"resumed": [*first.get("resumed", []), again]}
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON in one rename, so that no reader meets half a file."""
     temporary = path.with_name(f".tmp-{path.name}")
@@ -207,10 +222,20 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def peak_memory_gib() -> float:
-    """Return the most memory this process has held, in GiB (0 where unknown)."""
+    """Return the most memory of the host this process has held, in GiB (0 where unknown)."""
     try:
         import resource
     except ImportError:
         return 0.0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def peak_gpu_memory_gib(device: torch.device) -> float | None:
+    """Return the most memory that tensors of this process have held on its GPU, in GiB.
+
+    None if `device` is no CUDA device.
+    """
+    if device.type != "cuda":
+        return None
+    return round(torch.cuda.max_memory_allocated(device) / 2**30, 2)

@@ -189,6 +189,50 @@ def test_a_folder_with_a_run_is_not_overwritten_but_resumed(tmp_path: Path) -> N
     assert (tmp_path / "run" / "config.json").read_bytes() == before
 
 
+def started(monkeypatch: pytest.MonkeyPatch, commit: str, command: str) -> None:
+    about = {"commit": commit, "hardware": "1 x H", "command": command, "started": "now"}
+    monkeypatch.setattr(run_frame, "environment", lambda: about | {"python": commit})
+
+
+def test_a_resumed_run_keeps_where_it_came_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run" / "environment.json"
+    started(monkeypatch, "a1", "python some.py large")
+    frame(tmp_path / "run").open_folder()
+    first = json.loads(path.read_text())
+    for commit in ("a1", "b2", "b2"):
+        started(monkeypatch, commit, "python some.py --resume run")
+        run = frame(tmp_path / "run", resume=True)
+        run.open_folder()
+    saved = json.loads(path.read_text())
+    resumed = saved.pop("resumed")
+    assert saved == first
+    assert [again["commit"] for again in resumed] == ["a1", "b2", "b2"]
+    assert {again["command"] for again in resumed} == {"python some.py --resume run"}
+    results = run.results()
+    assert (results["commit"], results["command"]) == ("a1", "python some.py large")
+    assert results["resumed_commits"] == ["b2"]
+
+
+def test_a_run_resumed_with_its_own_commit_names_no_other(tmp_path: Path) -> None:
+    for resume in (False, True):
+        run = frame(tmp_path / "run", resume=resume)
+        run.open_folder()
+    assert run.results()["resumed_commits"] == []
+
+
+@pytest.mark.parametrize("text", [None, "{}", '{"commit": "a1"}'])
+def test_a_folder_that_knows_less_of_its_start_is_resumed(tmp_path: Path, text: str | None) -> None:
+    frame(tmp_path / "run").open_folder()
+    path = tmp_path / "run" / "environment.json"
+    path.unlink() if text is None else path.write_text(text)
+    run = frame(tmp_path / "run", resume=True)
+    run.open_folder()
+    assert run.results()["command"].startswith("python ")
+    assert json.loads(path.read_text())["packages"]["torch"]
+
+
 def test_a_locked_folder_is_refused_and_released(tmp_path: Path) -> None:
     run = frame(tmp_path / "run")
     with run.hold():
@@ -316,6 +360,8 @@ def test_rows_become_results_samples_report_and_a_table(
     assert results["preset"] == "large" and results["seed"] == 5 and results["base"] == "none"
     assert results["halt_max_steps"] == 4
     assert results["wall_seconds"] >= 0 and results["peak_memory_gib"] > 0
+    on_gpu = run.accelerator.device.type == "cuda"
+    assert (results["peak_gpu_memory_gib"] is not None) == on_gpu
     assert results["commit"] and results["hardware"] and results["command"].startswith("python ")
     first, second = results["rows"]
     assert first["exact_accuracy"] == 0.75 and first["accuracy"] == 0.95 and first["n"] == 8

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import tyro
 from accelerate import Accelerator
 from tiny_runs import on_two_processes
@@ -24,6 +25,7 @@ from latent_reason.runs import (
     check_world,
     command,
     environment,
+    peak_gpu_memory_gib,
     peak_memory_gib,
     read_options,
     run_script,
@@ -333,3 +335,9 @@ def test_json_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_memory_is_measured() -> None:
     assert 0.01 < peak_memory_gib() < 1000
+
+
+def test_memory_of_a_gpu_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: 3 * 2**29)
+    assert peak_gpu_memory_gib(torch.device("cuda")) == 1.5
+    assert peak_gpu_memory_gib(torch.device("cpu")) is None
