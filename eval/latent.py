@@ -1,8 +1,9 @@
-"""Evaluate a saved adapter on any JSONL with `prompt` and `answer`, by refinement steps.
+"""Evaluate a saved adapter on rows with `prompt` and `answer`, by refinement steps.
 
     python eval/latent.py --adapter runs/x/adapter --data test.jsonl --refinement-steps 1 4 16
     python eval/latent.py --adapter runs/x/adapter --data test.jsonl --output rows.json --slots
 
+--data takes what --test-data of the recipe takes: a JSONL file, or the name of a Hub data set.
 The code is the recipe's own; rows.json has the rows of results.json.
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
-from latent_reason.data import read_jsonl
+from latent_reason.data.hub import read_examples
 from latent_reason.data.text import TextDataset
 from latent_reason.errors import ConfigError
 from latent_reason.evaluation import Evaluator
@@ -27,7 +28,9 @@ def main() -> int:
     """Evaluate and print the table; returns the exit code."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapter", type=Path, required=True, help="folder of save_pretrained")
-    parser.add_argument("--data", type=Path, required=True, help="JSONL with prompt and answer")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="JSONL file or Hub data set (its test split)"
+    )
     parser.add_argument("--base", help="base by Hub name or folder; default: as saved")
     parser.add_argument(
         "--refinement-steps", type=int, nargs="+", default=[1, 2, 4, 8, 16], metavar="N"
@@ -48,14 +51,17 @@ def main() -> int:
     transformers_logging.disable_progress_bar()
     accelerator = Accelerator()
     check_world(accelerator)
-    examples = read_jsonl(options.data)
+    examples = read_examples(options.data, "test")
+    if options.slots and len(examples) < 2:
+        raise ConfigError("slots: got one row, expected two or more, which exchange their slots")
     model = LatentReasoner.from_pretrained(options.adapter, base=options.base)
     model = model.with_num_slots(options.num_slots or model.config.num_slots)
     model = model.to(accelerator.device)
     num_slots = model.config.num_slots
     data = TextDataset.build(examples, model.llm.tokenizer, num_slots, str(options.data))
     evaluator = Evaluator(data, accelerator, batch_size=options.batch_size)
-    splits = {example.split or "file" for example in examples}
+    unnamed = "file" if options.data.is_file() else "test"
+    splits = {example.split or unnamed for example in examples}
     common = {"task": options.data.stem, "split": "+".join(sorted(splits))}
     rows = [
         {"system": "latent reasoner", "refinement_steps": step} | common | counter.as_dict()

@@ -94,6 +94,26 @@ def test_rows_by_slots(adapter: Path, tmp_path: Path) -> None:
     assert rows[1]["exact_accuracy"] == rows[2]["exact_accuracy"] > rows[3]["exact_accuracy"]
 
 
+def test_shuffled_slots_need_two_rows(adapter: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "one.jsonl", make_examples(1))
+    code, out, err = run(tmp_path, "--adapter", "adapter", "--data", "one.jsonl", "--slots")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: slots: got one row, expected two or more")
+    assert err.count("\n") == 1
+
+
+def test_a_data_set_is_read_as_the_recipe_does(adapter: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "mine" / "train.jsonl", make_examples(3, start=60))
+    write_jsonl(tmp_path / "mine" / "test.jsonl", make_examples(NUM_ROWS))
+    for data, split in (("mine", "test"), ("rows.jsonl", "file")):
+        words = ["--adapter", "adapter", "--data", data, "--refinement-steps", "3"]
+        code, _, err = run(tmp_path, *words, "--output", f"{split}.json")
+        assert code == 0, err
+    ours, theirs = (load_results(tmp_path / f"{n}.json")["rows"][0] for n in ("test", "file"))
+    assert (ours["task"], ours["split"]) == ("mine", "test")
+    assert ours | {"task": "rows", "split": "file"} == theirs
+
+
 def test_answers_longer_than_trained(adapter: Path, tmp_path: Path) -> None:
     rows = read_jsonl(tmp_path / "rows.jsonl")
     long = [*rows, type(rows[0])("add 1 2 3 4", "1 2 3 4")]
