@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,24 +40,29 @@ class RunConfig(FrameConfig):
     test_data: Path | None = None
     """Held-out file or Hub data set (its test split); needed with train_data."""
     num_train: int = 20_000
-    """Generated training examples."""
+    """Training examples: generated, or the first rows of train_data (0: all of them)."""
     num_test: int = 1000
-    """Test examples."""
+    """Test examples: generated, or the first rows of test_data (0: all of them)."""
     model: LatentReasonerConfig = field(default_factory=LatentReasonerConfig)
     """Reader, reasoner, writer; num_slots 0 takes what the longest answer needs."""
 
     def __post_init__(self) -> None:
         self.settle(LatentReasonerConfig, ("train_data", "test_data"))
+        least = 1 if self.train_data is None else 0
         for name in ("num_train", "num_test"):
-            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            check(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
         if (self.train_data is None) != (self.test_data is None):
             raise ConfigError("train_data and test_data: got one, expected both or none")
         curriculum = self.train.cycles_curriculum
         check(curriculum is None, "train.cycles_curriculum", curriculum, "None: for puzzles only")
 
 
-def load_examples(config: RunConfig) -> dict[str, list[Example]]:
+def load_examples(config: RunConfig, say: Callable[[str], None]) -> dict[str, list[Example]]:
     """Return train, val and test examples, and the task's splits that training is not like.
+
+    Args:
+        config: of the run.
+        say: told which files have more rows than are taken.
 
     Raises:
         DataError: on malformed files, or prompts that stand in two splits.
@@ -75,6 +81,10 @@ def load_examples(config: RunConfig) -> dict[str, list[Example]]:
             f"{config.train_data}: {len(rows)} rows, of which the last {config.num_val} are for "
             "validation; add rows or lower num_val"
         )
+    # The rows of validation follow those of training, so that numbers of rows are lines of a file.
+    most = config.num_train + config.num_val if config.num_train else 0
+    rows = first_rows(rows, most, config.train_data, "--num-train", say)
+    test = first_rows(test, config.num_test, config.test_data, "--num-test", say)
     train, val = rows[: -config.num_val], rows[-config.num_val :]
     for name, first, own, others in (
         (config.test_data, 1, test, rows),
@@ -90,6 +100,16 @@ def load_examples(config: RunConfig) -> dict[str, list[Example]]:
     return {"train": train, "val": val, "test": test}
 
 
+def first_rows(
+    rows: list[Example], most: int, source: Path, option: str, say: Callable[[str], None]
+) -> list[Example]:
+    """Return the first `most` rows, all of them if it is 0; say so where rows are left out."""
+    if not 0 < most < len(rows):
+        return rows
+    say(f"{source}: the first {most} of {len(rows)} rows are taken; {option} 0 takes all")
+    return rows[:most]
+
+
 class Run(RunFrame):
     """One run: base, data, run folder and the rows of its table.
 
@@ -103,7 +123,7 @@ class Run(RunFrame):
         self.llm = FrozenLLM.load(config.base)
         self.llm.num_features(config.model.read_layers)
         self.llm.try_out()
-        self.examples = load_examples(config)
+        self.examples = load_examples(config, self.say)
         wanted = config.model.num_slots or None
         files = {"train": config.train_data, "val": config.train_data, "test": config.test_data}
         train = self.dataset("train", wanted, files)

@@ -238,6 +238,28 @@ def test_own_data(base: str, tmp_path: Path) -> None:
     assert [s["answer"] for s in samples] == [e.answer for e in make_examples(6, start=60)]
 
 
+def test_the_first_rows_of_own_data(base: str, tmp_path: Path) -> None:
+    words = own_data(tmp_path)
+    few = ["--num-train", "10", "--num-test", "5", "--train.max-steps", "2", *OUTPUT]
+    done = run_here(tmp_path, smoke(base, *words, *few))
+    assert done.code == 0, done.err
+    mine, held_out = (str(tmp_path / name) for name in ("mine.jsonl", "held_out.jsonl"))
+    assert f"{mine}: the first 16 of 24 rows are taken; --num-train 0 takes all" in done.out
+    assert f"{held_out}: the first 5 of 7 rows are taken; --num-test 0 takes all" in done.out
+    results = load_results(tmp_path / "run" / "results.json")
+    assert results["base_prompts_read"] == 10 + 6 + 5 + 5
+    assert {row["n"] for row in results["rows"]} == {5}
+
+
+def test_all_rows_of_own_data(base: str, tmp_path: Path) -> None:
+    every = ["--num-train", "0", "--num-test", "0", "--train.max-steps", "2", *OUTPUT]
+    done = run_here(tmp_path, smoke(base, *own_data(tmp_path), *every))
+    assert done.code == 0, done.err
+    assert "rows are taken" not in done.out
+    results = load_results(tmp_path / "run" / "results.json")
+    assert results["base_prompts_read"] == 24 + 7 + 7
+
+
 def test_writer_soft(base: str, tmp_path: Path) -> None:
     words = ["--model.writer", "soft", "--train.through-base-from", "0.5", "--output-dir", "run"]
     done = run_here(tmp_path, smoke(base, *own_data(tmp_path), *words))
@@ -404,6 +426,7 @@ BAD_OPTIONS = [
     (["smoke", "--model.reasoner.L-cycles", "0"], ["L_cycles: got 0, expected at least 1"]),
     (["smoke", "--train.max-steps", "ten"], ["--train.max-steps", "'ten'"]),
     (["smoke", "--refinement-steps", "0", "4"], ["refinement_steps: got (0, 4)"]),
+    (["smoke", "--num-train", "0"], ["num_train: got 0, expected at least 1"]),
     (["smoke", "--num-val", "0"], ["num_val: got 0, expected at least 1"]),
     (["smoke", "--model.answer-delimiter", ""], ["answer_delimiter: got '', expected some text"]),
     (["smoke", "--train.cycles-curriculum", "0.1", "0.5"], ["cycles_curriculum: got (0.1, 0.5)"]),
