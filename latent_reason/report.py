@@ -260,21 +260,19 @@ def _percent(rows: Sequence[Row]) -> list[float]:
 def _curve(
     metrics: Sequence[Mapping[str, Any]], key: str, label: str, scale: float
 ) -> Figure | None:
-    """One metric over training seconds, over optimizer steps where seconds were not logged."""
+    """One metric over optimizer steps."""
     from matplotlib.figure import Figure
 
     records = [record for record in metrics if is_number(record.get(key))]
-    timed = all(is_number(record.get("train/seconds")) for record in records)
-    x_key, x_label = ("train/seconds", "Training seconds") if timed else ("step", "Optimizer step")
-    records = [record for record in records if is_number(record.get(x_key))]
+    records = [record for record in records if is_number(record.get("step"))]
     if len(records) < 2:
         return None
     records = records[:: -(-len(records) // MAX_CURVE_POINTS)]
     figure = Figure(figsize=(6.4, 2.8))
     axes = figure.add_subplot()
-    x = [record[x_key] for record in records]
+    x = [record["step"] for record in records]
     axes.plot(x, [scale * record[key] for record in records], color=COLORS[0])
-    axes.set(xlabel=x_label, ylabel=label)
+    axes.set(xlabel="Optimizer step", ylabel=label)
     return figure
 
 

@@ -30,7 +30,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .errors import DataError
 
@@ -81,7 +81,7 @@ def read_json(path: Path, kind: type) -> Any:
         DataError: The file is missing, not JSON, or holds something else.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; run a recipe or an evaluation first") from error
     except (ValueError, RecursionError) as error:
@@ -247,5 +247,6 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number")
+def refuse_constant(name: str) -> NoReturn:
+    """Raise ValueError for NaN and infinities; for `parse_constant` of `json.loads`."""
+    raise ValueError(f"{name} is no JSON value")

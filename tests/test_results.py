@@ -39,7 +39,7 @@ def test_load_results_keeps_what_was_written(tmp_path):
     [
         ("{", "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
-        ('{"schema_version": 1, "rows": [NaN]}', "NaN is not a number"),
+        ('{"schema_version": 1, "rows": [NaN]}', "NaN is no JSON value"),
         ([], "holds a list, expected a dict"),
         ({"rows": [ROW]}, "schema_version is None, expected 1"),
         ({"schema_version": 1}, "at least one row"),

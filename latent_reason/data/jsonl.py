@@ -10,10 +10,11 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from latent_reason.data.tasks import TASKS, Example
 from latent_reason.errors import DataError
+from latent_reason.results import refuse_constant
 
 MAX_LINE_BYTES = 1_000_000
 MAX_FILE_BYTES = 2 * 1024**3
@@ -24,10 +25,6 @@ _JSON_NAMES = {
     float: "a number",
     bool: "a truth value",
 }
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON value")
 
 
 def _kind(value: object) -> str:
@@ -64,7 +61,7 @@ def _parse_line(line: bytes, number: int) -> Example:
     if not text.strip():
         raise ValueError("empty line; remove it")
     try:
-        row = json.loads(text, parse_constant=_refuse_constant)
+        row = json.loads(text, parse_constant=refuse_constant)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"not JSON at character {error.pos + 1} ({error.msg}); mend the line"
