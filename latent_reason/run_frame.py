@@ -107,7 +107,7 @@ def parse(argv: Sequence[str], presets: Presets[Config], about: str) -> tuple[st
         argv = [*argv[0].split("=", 1), *argv[1:]]
     if "--resume" in argv:
         if argv in (["--resume"], ["--resume", ""]):
-            raise ConfigError("--resume: which run? give its folder, as in --resume runs/NAME")
+            raise ConfigError("--resume FOLDER: give the folder of a run, as in --resume runs/NAME")
         if argv[0] != "--resume" or len(argv) != 2 and (len(argv) != 4 or argv[2] != "--puzzle"):
             raise ConfigError("--resume FOLDER takes no other options: the folder knows them")
         folder = Path(argv[1])

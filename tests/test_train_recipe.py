@@ -435,7 +435,7 @@ BAD_OPTIONS = [
     (["smoke", "--base", "./nomodel"], ["base ./nomodel: no such folder"]),
     (["smoke", "--base", "nobody/no-such-model"], ["base nobody/no-such-model: cannot be loaded"]),
     (["--controls", "smoke"], ["'smoke' is a preset; give one, as the first word"]),
-    (["--resume"], ["--resume: which run? give its folder"]),
+    (["--resume"], ["--resume FOLDER: give the folder of a run"]),
     (["--resume", "nowhere"], ["nowhere: no run to resume", "config.json"]),
     (["--resume", "run", "--train.max-steps", "9"], ["--resume FOLDER takes no other options"]),
     (["--resume=nowhere"], ["nowhere: no run to resume"]),
