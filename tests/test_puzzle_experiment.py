@@ -197,7 +197,7 @@ def test_files_with_too_few_puzzles_are_refused(files: dict[str, Any]) -> None:
     config = PuzzleRunConfig(num_val=20, **files)
     with pytest.raises(DataError, match=r"one.csv, .*two.csv: 20 puzzles, of which 20 are for val"):
         load_splits(config)
-    with pytest.raises(DataError, match="cannot draw 16 of 15 puzzles"):
+    with pytest.raises(DataError, match="num_train: 16 of 15 puzzles; 0 takes all"):
         load_splits(seeded(0, files, num_train=16))
 
 

@@ -26,7 +26,6 @@ from latent_reason.puzzles.evaluation import PuzzleEvaluator, trace
 from latent_reason.puzzles.folder import load_puzzle_model, model_card, save_puzzle_model
 from latent_reason.puzzles.model import PuzzleModel
 from latent_reason.run_frame import FrameConfig, RunFrame, facts_of
-from latent_reason.runs import commit
 from latent_reason.train_config import HaltConfig, TrainConfig
 from latent_reason.training import Trainer, use_bf16
 
@@ -104,6 +103,10 @@ def load_splits(config: PuzzleRunConfig) -> dict[str, PuzzleDataset]:
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
     val, train = order[: config.num_val], order[config.num_val :]
     kept = whole.subset(train)
+    if config.num_train > len(kept):
+        raise DataError(
+            f"num_train: {config.num_train} of {len(kept)} puzzles; 0 takes all of them"
+        )
     if config.num_train:
         kept = subsample(kept, config.num_train, seed)
     test = read_puzzle_csv(config.test_data, puzzle, "test")
@@ -275,7 +278,9 @@ class PuzzleRun(RunFrame):
         if not self.accelerator.is_main_process:
             return
         table = self.write_results(samples)
-        about = f"Preset {self.name}, seed {self.config.train.seed}, commit {commit()}.\n\n"
+        about = (
+            f"Preset {self.name}, seed {self.config.train.seed}, commit {self.about['commit']}.\n\n"
+        )
         card = model_card(model, self.config.puzzle, f"{about}```\n{table}\n```")
         last = latest_checkpoint(self.folder / "checkpoints")
         raw = None if last is None else last.tensors["model"]
