@@ -615,7 +615,8 @@ def test_presets_fit_their_puzzles() -> None:
             model = on_meta(config, puzzle)
             state = model.initial_carry(2, puzzle.num_cells).z_H
             copies = puzzle.vocab_size - 2 if config.model.symbol_states else 1
-            assert state.shape[1] == config.model.puzzle_emb_len + copies * puzzle.num_cells
+            length = config.model.puzzle_emb_len + copies * puzzle.num_cells
+            assert state.shape[1] == config.model.num_chains * length
             assert puzzle.blank or not config.model.symbol_states, "no symbol may be the blank"
             assert not (config.augment and config.model.symbol_states), name
 
