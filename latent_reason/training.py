@@ -85,6 +85,14 @@ def sparse_tables(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def compiled(module: nn.Module) -> Callable[..., Any]:
+    """Return a module's forward, compiled anew for every number of cycles that a run grows through.
+
+    At its limit, 8 by default, torch would go on without compiling.
+    """
+    return torch._dynamo.config.patch(recompile_limit=64)(torch.compile(module))
+
+
 class Trainer:
     """Trains one model in one run folder.
 
@@ -125,7 +133,7 @@ class Trainer:
         # Their optimizer gathers sparse gradients itself; DDP cannot with every backend.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, tables)
         self.wrapped = accelerator.prepare(self.model)
-        self.forward = torch.compile(self.wrapped) if config.compile else self.wrapped
+        self.forward = compiled(self.wrapped) if config.compile else self.wrapped
         self.optimizers = make_optimizers(self.model, config)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.tables = [*tables.values()]

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tiny_runs import (
     read_lines,
 )
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from latent_reason.errors import NonFiniteError
 from latent_reason.train_config import HaltConfig
@@ -302,6 +304,22 @@ def test_the_step_is_compiled_only_if_asked(
     assert compiled == []
     trainer = make_puzzle_trainer(tmp_path, compile=True)
     assert compiled == [trainer.wrapped]
+
+
+def test_every_number_of_cycles_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    trainer = make_puzzle_trainer(tmp_path, model_config=MLP, compile=True)
+    few = [(1, 1), (1, 2), (2, 1), (1, 3), (2, 2), (1, 4), (3, 1), (1, 5), (1, 6)]
+    for cycles in few:
+        trainer.options = lambda *args, now=cycles: {"max_steps": 4, "cycles": now}
+        before = counter.frame_count
+        trainer.train_step()
+        assert counter.frame_count == before + 1, f"{cycles} is not compiled"
+    trainer.train_step()
+    assert counter.frame_count == before + 1, "compiled again although nothing changed"
 
 
 # Halting
