@@ -141,10 +141,12 @@ class SignSGD(Optimizer):
                 p.index_copy_(0, rows, updated.add_(sums.sign(), alpha=-lr))
 
 
-def _groups(params: Sequence[Tensor], lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the groups of matrices, decayed, and of vectors, not decayed; none that is empty."""
+def _groups(
+    params: Sequence[Tensor], lr: float, weight_decay: float, vector_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """Return the groups of matrices and of vectors, each with its decay; none that is empty."""
     matrices = [p for p in params if p.ndim >= 2], weight_decay
-    vectors = [p for p in params if p.ndim < 2], 0.0
+    vectors = [p for p in params if p.ndim < 2], vector_decay
     return [
         {"params": some, "lr": lr, "initial_lr": lr, "weight_decay": decay}
         for some, decay in (matrices, vectors)
@@ -157,9 +159,10 @@ def make_optimizers(module: nn.Module, config: TrainConfig) -> list[Optimizer]:
 
     Weights of `nn.Embedding(sparse=True)` go to SignSGD. With optimizer muon, weights of linear
     layers other than `HEADS` go to Muon, whose rate is scaled by sqrt(max(1, rows / columns)), the
-    "original" adjustment that rates around 0.02 are made for. AdamW or AdamATan2 has the rest;
-    vectors and biases are not decayed. All matrices shrink alike, by learning_rate * weight_decay
-    a step: the decay given to Muon makes up for its other rate.
+    "original" adjustment that rates around 0.02 are made for. AdamW or AdamATan2 has the rest.
+    AdamATan2 decays all of it, as the originals; AdamW leaves vectors and biases as they are. All
+    matrices shrink alike, by learning_rate * weight_decay a step: the decay given to Muon makes up
+    for its other rate.
 
     Every group holds its peak learning rate as "initial_lr".
 
@@ -178,7 +181,9 @@ def make_optimizers(module: nn.Module, config: TrainConfig) -> list[Optimizer]:
         }
     lr, decay = config.learning_rate, config.weight_decay
     optimizers: list[Optimizer] = []
-    if groups := _groups([p for p in trainable if p not in tables | hidden], lr, decay):
+    vector_decay = decay if config.optimizer == "adam_atan2" else 0.0
+    rest = [p for p in trainable if p not in tables | hidden]
+    if groups := _groups(rest, lr, decay, vector_decay):
         betas = (BETA1, config.beta2)
         if config.optimizer == "adam_atan2":
             optimizers.append(AdamATan2(groups, betas=betas))

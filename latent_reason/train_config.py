@@ -72,7 +72,7 @@ class TrainConfig(JsonConfig):
     learning_rate: float = 2e-3
     """Peak learning rate."""
     weight_decay: float = 0.1
-    """Decoupled weight decay of matrices."""
+    """Decoupled weight decay of matrices; adam_atan2 decays vectors and biases too."""
     beta2: float = 0.95
     """Decay of the second moment; that of the first is 0.9."""
     adamw_eps: float = 1e-8

@@ -92,12 +92,16 @@ def groups_of(module: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, t
 # Groups
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adam_atan2"])
-def test_only_trainable_matrices_decay(kind: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "expected", "vector_decay"),
+    [("adamw", torch.optim.AdamW, 0.0), ("adam_atan2", AdamATan2, 0.5)],
+)
+def test_trainable_matrices_decay_and_with_adam_atan2_vectors_too(
+    kind: Any, expected: type[Optimizer], vector_decay: float
+) -> None:
     module = make_module()
     optimizers = make_optimizers(module, replace(CONFIG, optimizer=kind))
-    expected = {"adamw": torch.optim.AdamW, "adam_atan2": AdamATan2}[kind]
-    matrix, vector = (expected, 0.01, 0.5), (expected, 0.01, 0.0)
+    matrix, vector = (expected, 0.01, 0.5), (expected, 0.01, vector_decay)
     assert groups_of(module, optimizers) == {
         "0.weight": matrix,
         "0.bias": vector,
@@ -138,6 +142,8 @@ def test_muon_takes_the_linear_layers_that_are_no_heads() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_decay_shrinks_all_matrices_alike_where_the_gradient_is_zero(kind: Any) -> None:
     module = Puzzle()
+    for bias in (module.net[1].bias, module.q_head.bias):
+        nn.init.ones_(bias)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     optimizers = make_optimizers(module, replace(CONFIG, optimizer=kind))
     (module(torch.arange(3)) * 0).sum().backward()
@@ -147,7 +153,7 @@ def test_decay_shrinks_all_matrices_alike_where_the_gradient_is_zero(kind: Any) 
         kept = torch.ones(len(parameter))
         if name == "puzzle_emb.weight":
             kept[:3] = 1 - 0.03 * 0.2
-        elif name.endswith("weight") and not name.startswith("frozen"):
+        elif not name.startswith("frozen") and (parameter.ndim == 2 or kind == "adam_atan2"):
             kept[:] = 1 - 0.01 * 0.5
         expected = before[name] * (kept[:, None] if parameter.ndim == 2 else kept)
         torch.testing.assert_close(parameter.detach(), expected)
