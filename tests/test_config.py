@@ -114,6 +114,8 @@ REFUSED: list[tuple[type[JsonConfig], dict[str, Any], str, str]] = [
     ],
     (TrainConfig, {"optimizer": "sgd"}, "optimizer",
      r"one of \('adamw', 'adam_atan2', 'muon'\)"),
+    *[(TrainConfig, {"adamw_eps": eps}, "adamw_eps", "above 0 and at most 1")
+      for eps in (0.0, -1e-8, 2.0)],
     *[(TrainConfig, {"beta2": beta}, "beta2", "between 0 and 1") for beta in (0.0, 1.0)],
     (TrainConfig, {"seed": -1}, "seed", r"from 0 to 2\*\*32 - 1"),
     (TrainConfig, {"seed": 2**32}, "seed", r"from 0 to 2\*\*32 - 1"),

@@ -139,6 +139,13 @@ def test_muon_takes_the_linear_layers_that_are_no_heads() -> None:
     }
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_adamw_has_its_epsilon(kind: Any) -> None:
+    adamw, *_ = make_optimizers(Puzzle(), replace(CONFIG, optimizer=kind, adamw_eps=1e-3))
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert [group["eps"] for group in adamw.param_groups] == [1e-3, 1e-3]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_decay_shrinks_all_matrices_alike_where_the_gradient_is_zero(kind: Any) -> None:
     module = Puzzle()
