@@ -392,4 +392,5 @@ def test_official_presets_are_as_published():
         assert config.model.loss == "stablemax" and config.num_augmentations == 1000
         assert (train.batch_size, train.max_steps) == (768, max_steps)
         assert (train.learning_rate, train.weight_decay) == (1e-4, 0.1)
+        assert (train.puzzle_learning_rate, train.puzzle_weight_decay) == (1e-2, 0.1)
         assert train.learning_rate_factor(100_000, 0.99) == 1.0

@@ -652,7 +652,13 @@ def test_published_presets_have_the_published_settings(
     assert (train.batch_size, train.learning_rate) == (batch_size, learning_rate)
     epochs = train.max_steps * train.batch_size / 1000
     assert round(epochs, -3) == (20_000 if reasoner.kind == "hrm" else 50_000)
+    # The training set of Maze-Hard holds 1,000 mazes; 0 takes all of it.
+    assert config.num_train == (0 if name == "maze-hard" else 1000)
+    size, length = config.model.puzzle_emb_size, config.model.puzzle_emb_len
+    assert (size, length) == (512, 1 if reasoner.kind == "hrm" else 16)
     assert (train.optimizer, train.weight_decay, train.beta2) == ("adam_atan2", 1.0, 0.95)
+    rate, decay = train.puzzle_learning_rate, train.puzzle_weight_decay
+    assert (rate, decay) == (learning_rate, 1.0)
     assert (train.warmup_steps, train.cooldown, train.grad_clip) == (2000, 0.0, None)
     assert train.halt == HaltConfig(halt_max_steps=16, halt_exploration_prob=0.1)
     assert train.ema_decay == (0.0 if reasoner.kind == "hrm" else 0.999)
