@@ -28,6 +28,13 @@ def check(condition: bool, name: str, got: object, expected: str) -> None:
         raise ConfigError(f"{name}: got {shown}, expected {expected}")
 
 
+def check_unread(config: JsonConfig, name: str, reason: str) -> None:
+    """Raise `ConfigError` unless a field that nothing reads holds its default."""
+    default = type(config).__dataclass_fields__[name].default  # type: ignore[attr-defined]
+    value = getattr(config, name)
+    check(value == default, name, value, f"{default}, the default: {reason}")
+
+
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -156,6 +163,8 @@ class ReasonerConfig(JsonConfig):
             self.gradient_cycles,
             f"1 to H_cycles = {self.H_cycles}",
         )
+        if self.gradient != "k_cycles":
+            check_unread(self, "gradient_cycles", f"gradient {self.gradient!r} does not read it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,6 +263,8 @@ class PuzzleModelConfig(JsonConfig):
             check(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
         confidence = self.halt_confidence
         check(0 < confidence < 1, "halt_confidence", confidence, "between 0 and 1")
+        if self.q_continue:
+            check_unread(self, "halt_confidence", "q_continue does not read it")
         check(self.num_chains >= 1, "num_chains", self.num_chains, "at least 1")
         check(
             self.num_chains == 1 or not self.q_continue,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from latent_reason.config import JsonConfig, ReasonerConfig, check
+from latent_reason.config import JsonConfig, ReasonerConfig, check, check_unread
 
 
 def check_curriculum(config: JsonConfig, name: str) -> None:
@@ -76,7 +76,7 @@ class TrainConfig(JsonConfig):
     beta2: float = 0.95
     """Decay of the second moment; that of the first is 0.9."""
     adamw_eps: float = 1e-8
-    """Epsilon of AdamW."""
+    """Epsilon of AdamW; read for optimizers adamw and muon only."""
     muon_learning_rate: float = 0.02
     """Peak learning rate of Muon; read for optimizer muon only."""
     puzzle_learning_rate: float = 0.01
@@ -97,7 +97,7 @@ class TrainConfig(JsonConfig):
     """Shares of training between which H_cycles and L_cycles grow from 1 to those of the model
     (puzzles only; after CGAR, arXiv 2511.08653); None: all cycles from the start."""
     through_base_from: float = 1.0
-    """Share of training after which writer soft also learns through the frozen base."""
+    """Share of training after which writer soft also learns through the frozen base (text only)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on CUDA, fp32 on CPU, where it gains nothing at these widths (RESULTS.md)."""
     compile: bool = False
@@ -131,6 +131,11 @@ class TrainConfig(JsonConfig):
             rate = getattr(self, name)
             check(0 < rate <= 0.1, name, rate, "above 0 and at most 0.1")
         check(0 < self.adamw_eps <= 1, "adamw_eps", self.adamw_eps, "above 0 and at most 1")
+        if self.optimizer == "adam_atan2":
+            check_unread(self, "adamw_eps", "optimizer 'adam_atan2' has none")
+        if self.optimizer != "muon":
+            reason = f"optimizer {self.optimizer!r} does not read it"
+            check_unread(self, "muon_learning_rate", reason)
         check(0 < self.beta2 < 1, "beta2", self.beta2, "between 0 and 1")
         clip = self.grad_clip
         check(clip is None or clip > 0, "grad_clip", clip, "None or above 0")

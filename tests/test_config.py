@@ -61,6 +61,11 @@ REFUSED: list[tuple[type[JsonConfig], dict[str, Any], str, str]] = [
     (ReasonerConfig, {"gradient": "bptt"}, "gradient", f"one of {MODES}"),
     (ReasonerConfig, {"gradient_cycles": 0}, "gradient_cycles", "1 to H_cycles = 3"),
     (ReasonerConfig, {"gradient_cycles": 4}, "gradient_cycles", "1 to H_cycles = 3"),
+    *[
+        (ReasonerConfig, {"gradient": gradient, "gradient_cycles": 2}, "gradient_cycles",
+         f"1, the default: gradient '{gradient}' does not read it")
+        for gradient in ("one_step", "last_cycle", "full")
+    ],
     (ReasonerConfig, {"width_multiple": 1.5}, "width_multiple", "a whole number"),
     (ReasonerConfig, {"mixer": "conv"}, "mixer", r"one of \('attention', 'mlp', 'groups'\)"),
     (ReasonerConfig, {"residual_init": ""}, "residual_init", r"one of \('zero', 'normal'\)"),
@@ -91,6 +96,8 @@ REFUSED: list[tuple[type[JsonConfig], dict[str, Any], str, str]] = [
     (PuzzleModelConfig, ROPE_IN_GROUPS, "reasoner.positions", "'none' with mixer 'groups'"),
     (PuzzleModelConfig, {"symbol_states": True}, "symbol_states", "False unless mixer 'groups'"),
     (PuzzleModelConfig, {"q_continue": "false"}, "q_continue", "True or False"),
+    (PuzzleModelConfig, {"q_continue": True, "halt_confidence": 0.9}, "halt_confidence",
+     "0.5, the default: q_continue does not read it"),
     (PuzzleModelConfig, {"loss": "hinge"}, "loss", r"one of \('softmax', 'stablemax'\)"),
     (PuzzleModelConfig, {"reasoner": {"mixer": "conv"}}, "mixer", "one of"),
     (HaltConfig, {"halt_max_steps": 0}, "halt_max_steps", "at least 1"),
@@ -116,6 +123,13 @@ REFUSED: list[tuple[type[JsonConfig], dict[str, Any], str, str]] = [
      r"one of \('adamw', 'adam_atan2', 'muon'\)"),
     *[(TrainConfig, {"adamw_eps": eps}, "adamw_eps", "above 0 and at most 1")
       for eps in (0.0, -1e-8, 2.0)],
+    (TrainConfig, {"optimizer": "adam_atan2", "adamw_eps": 1e-5}, "adamw_eps",
+     "1e-08, the default: optimizer 'adam_atan2' has none"),
+    *[
+        (TrainConfig, {"optimizer": optimizer, "muon_learning_rate": 0.03}, "muon_learning_rate",
+         f"0.02, the default: optimizer '{optimizer}' does not read it")
+        for optimizer in ("adamw", "adam_atan2")
+    ],
     *[(TrainConfig, {"beta2": beta}, "beta2", "between 0 and 1") for beta in (0.0, 1.0)],
     (TrainConfig, {"seed": -1}, "seed", r"from 0 to 2\*\*32 - 1"),
     (TrainConfig, {"seed": 2**32}, "seed", r"from 0 to 2\*\*32 - 1"),

@@ -34,11 +34,17 @@ def make_config(kind: str = "trm", **changes: Any) -> ReasonerConfig:
         "H_layers": 1 if kind == "hrm" else 0,
         "L_cycles": 2,
         "H_cycles": 3,
-        "gradient_cycles": 2,
         "residual_init": "normal",
         "rope_theta": 50.0,
     }
-    return ReasonerConfig(**(values | changes))
+    return ReasonerConfig(**(values | with_cycles(changes)))
+
+
+def with_cycles(changes: dict[str, Any]) -> dict[str, Any]:
+    """Return changes that set gradient with two gradient_cycles for k_cycles, or as they set it."""
+    if "gradient" not in changes:
+        return changes
+    return {"gradient_cycles": 2 if changes["gradient"] == "k_cycles" else 1} | changes
 
 
 def make_states() -> list[Tensor]:
@@ -150,7 +156,7 @@ class Twin:
 
 def twin_of(reasoner: Reasoner, mask: Tensor = MASK, **changes: Any) -> Twin:
     weights = {n: p.detach().double().requires_grad_() for n, p in reasoner.named_parameters()}
-    return Twin(weights, replace(reasoner.config, **changes), mask)
+    return Twin(weights, replace(reasoner.config, **with_cycles(changes)), mask)
 
 
 def gradients_of(outputs: tuple[Tensor, Tensor], leaves: list[Tensor]) -> list[Tensor]:

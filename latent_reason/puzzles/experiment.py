@@ -64,6 +64,8 @@ class PuzzleRunConfig(FrameConfig):
         for name in ("num_train", "num_test"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         check(0 <= self.hints <= 1, "hints", self.hints, "a part from 0 to 1")
+        share = self.train.through_base_from
+        check(share == 1, "train.through_base_from", share, "1.0: for text only")
         if bool(self.train_data) != (self.test_data is not None):
             raise ConfigError("train_data and test_data: got one, expected both or none")
         if self.controls and self.start_from is not None:
