@@ -28,6 +28,17 @@ def check(condition: bool, name: str, got: object, expected: str) -> None:
         raise ConfigError(f"{name}: got {shown}, expected {expected}")
 
 
+def check_range(config: JsonConfig, name: str, least: int, most: int) -> None:
+    """Raise `ConfigError` for a field outside of least..most.
+
+    No model that is trained comes near the upper bounds: they keep a file of someone else from
+    taking all memory or time.
+    """
+    value = getattr(config, name)
+    check(value >= least, name, value, f"at least {least}")
+    check(value <= most, name, value, f"at most {most:,}")
+
+
 def check_unread(config: JsonConfig, name: str, reason: str) -> None:
     """Raise `ConfigError` unless a field that nothing reads holds its default."""
     default = type(config).__dataclass_fields__[name].default  # type: ignore[attr-defined]
@@ -133,9 +144,10 @@ class ReasonerConfig(JsonConfig):
 
     def __post_init__(self) -> None:
         self.check_types()
-        counts = ("hidden_size", "num_heads", "width_multiple", "L_layers", "L_cycles", "H_cycles")
-        for name in counts:
-            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("hidden_size", "num_heads", "width_multiple"):
+            check_range(self, name, 1, 2**16)
+        for name in ("L_layers", "L_cycles", "H_cycles"):
+            check_range(self, name, 1, 1000)
         check(
             self.hidden_size % (2 * self.num_heads) == 0,
             "hidden_size",
@@ -144,6 +156,8 @@ class ReasonerConfig(JsonConfig):
         )
         for name in ("expansion", "rope_theta", "norm_eps"):
             check(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        check(self.expansion <= 1000, "expansion", self.expansion, "at most 1,000")
+        check_range(self, "H_layers", 0, 1000)
         if self.kind == "hrm":
             check(self.H_layers >= 1, "H_layers", self.H_layers, "at least 1 for kind 'hrm'")
         else:
@@ -217,7 +231,7 @@ class LatentReasonerConfig(JsonConfig):
         readers = ("perceiver", "concat")
         check(self.reader in readers, "reader", self.reader, f"one of {readers}")
         check(self.writer in ("head", "soft"), "writer", self.writer, "'head' or 'soft'")
-        check(self.num_slots >= 0, "num_slots", self.num_slots, "at least 0")
+        check_range(self, "num_slots", 0, 10_000)
         check(bool(self.answer_delimiter), "answer_delimiter", self.answer_delimiter, "some text")
         mixers = ("attention", "mlp") if self.reader == "perceiver" else ("attention",)
         mixer, positions = self.reasoner.mixer, self.reasoner.positions
@@ -259,13 +273,16 @@ class PuzzleModelConfig(JsonConfig):
         if isinstance(self.reasoner, Mapping):
             object.__setattr__(self, "reasoner", ReasonerConfig.from_dict(self.reasoner))
         self.check_types()
-        for name, least in (("vocab_size", 2), ("num_cells", 1), ("num_puzzles", 1)):
-            check(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
+        check_range(self, "vocab_size", 2, 256)  # a data set holds tokens as bytes
+        check_range(self, "num_cells", 1, 2**16)
+        check_range(self, "num_puzzles", 1, 10**9)
+        check_range(self, "num_chains", 1, 64)
+        check_range(self, "puzzle_emb_size", 0, 2**20)
+        check_range(self, "puzzle_emb_len", 0, 1000)
         confidence = self.halt_confidence
         check(0 < confidence < 1, "halt_confidence", confidence, "between 0 and 1")
         if self.q_continue:
             check_unread(self, "halt_confidence", "q_continue does not read it")
-        check(self.num_chains >= 1, "num_chains", self.num_chains, "at least 1")
         check(
             self.num_chains == 1 or not self.q_continue,
             "num_chains",
@@ -273,7 +290,6 @@ class PuzzleModelConfig(JsonConfig):
             "1 with q_continue",
         )
         size, length = self.puzzle_emb_size, self.puzzle_emb_len
-        check(size >= 0, "puzzle_emb_size", size, "at least 0")
         least = -(-size // self.reasoner.hidden_size)
         fits = length >= least if size else length == 0
         expected = f"at least {least} to hold puzzle_emb_size {size}" if size else "0 without one"

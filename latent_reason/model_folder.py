@@ -23,6 +23,7 @@ from latent_reason.errors import CheckpointError
 
 CONFIG = "config.json"
 CARD = "README.md"
+MAX_CONFIG_BYTES = 2**20
 
 
 def write_model_folder(
@@ -80,7 +81,11 @@ def read_config(folder: Path, form: str) -> dict[str, Any]:
     Raises:
         OSError, ValueError, KeyError, AttributeError: see `reading`.
     """
-    saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    with open(folder / CONFIG, "rb") as file:
+        data = file.read(MAX_CONFIG_BYTES + 1)
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ValueError(f"{CONFIG}: more than {MAX_CONFIG_BYTES:,} bytes")
+    saved = json.loads(data)
     if (found := saved.pop("format")) != form:
         raise ValueError(f"format {found!r}, expected {form!r}")
     return saved

@@ -41,6 +41,13 @@ REFUSED: list[tuple[type[JsonConfig], dict[str, Any], str, str]] = [
                      "width_multiple")
         for value in (0, -3)
     ],
+    *[
+        (ReasonerConfig, {name: most + 1}, name, f"at most {most:,}")
+        for name, most in (("hidden_size", 65536), ("num_heads", 65536), ("width_multiple", 65536),
+                           ("L_layers", 1000), ("L_cycles", 1000), ("H_cycles", 1000))
+    ],
+    (ReasonerConfig, {"expansion": 1e4}, "expansion", "at most 1,000"),
+    (HRMConfig, {"H_layers": 1001}, "H_layers", "at most 1,000"),
     (ReasonerConfig, {"hidden_size": 12}, "hidden_size", r"a multiple of 2 \* num_heads = 8"),
     (ReasonerConfig, {"hidden_size": 64.0}, "hidden_size", "a whole number"),
     (ReasonerConfig, {"hidden_size": "64"}, "hidden_size", "a whole number"),
@@ -74,6 +81,7 @@ REFUSED: list[tuple[type[JsonConfig], dict[str, Any], str, str]] = [
     (LatentReasonerConfig, {"reader": "lm"}, "reader", r"one of \('perceiver', 'concat'\)"),
     (LatentReasonerConfig, {"writer": "xattn"}, "writer", "'head' or 'soft'"),
     (LatentReasonerConfig, {"num_slots": -1}, "num_slots", "at least 0"),
+    (LatentReasonerConfig, {"num_slots": 10_001}, "num_slots", "at most 10,000"),
     (LatentReasonerConfig, {"num_slots": 1.5}, "num_slots", "a whole number"),
     (LatentReasonerConfig, {"read_layers": []}, "read_layers", "a list of at least one layer"),
     (LatentReasonerConfig, {"read_layers": "last"}, "read_layers", "a list of at least one layer"),
@@ -85,7 +93,14 @@ REFUSED: list[tuple[type[JsonConfig], dict[str, Any], str, str]] = [
     (LatentReasonerConfig, TEXT_WITH_LEARNED, "reasoner.positions", "'rope' or 'none' for text"),
     *[
         (PuzzleModelConfig, {name: least - 1}, name, f"at least {least}")
-        for name, least in (("vocab_size", 2), ("num_cells", 1), ("num_puzzles", 1))
+        for name, least in (("vocab_size", 2), ("num_cells", 1), ("num_puzzles", 1),
+                            ("num_chains", 1))
+    ],
+    *[
+        (PuzzleModelConfig, {name: most + 1}, name, f"at most {most:,}")
+        for name, most in (("vocab_size", 256), ("num_cells", 65536), ("num_puzzles", 10**9),
+                           ("num_chains", 64), ("puzzle_emb_size", 2**20),
+                           ("puzzle_emb_len", 1000))
     ],
     (PuzzleModelConfig, {"num_cells": "81"}, "num_cells", "a whole number"),
     (PuzzleModelConfig, {"puzzle_emb_size": -1}, "puzzle_emb_size", "at least 0"),

@@ -220,6 +220,20 @@ def test_an_impossible_config(folder: Path, change: dict[str, Any], words: str |
     assert_unusable(folder, words)
 
 
+def test_a_config_that_is_too_long_is_not_read(folder: Path) -> None:
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text + " " * 2**20)
+    assert_unusable(folder, "config.json: more than 1,048,576 bytes")
+
+
+def test_numbers_that_no_weight_tells_are_bounded(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    for name, most in (("num_chains", "64"), ("vocab_size", "256")):
+        changed = config | {"puzzle": None, "model": config["model"] | {name: 10**9}}
+        (folder / "config.json").write_text(json.dumps(changed))
+        assert_unusable(folder, f"{name}: got 1000000000, expected at most {most}\\)")
+
+
 @pytest.mark.parametrize("text", ["[]", "3", "[" * 20_000, "\x00", '{"format": 1}'])
 def test_a_config_that_is_none(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
@@ -229,9 +243,11 @@ def test_a_config_that_is_none(folder: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("field", "words"),
     [
-        ({"L_layers": 10**9}, "1000000000 layers are said to be in 1"),
-        ({"hidden_size": 2**40}, "no model can have these sizes"),
-        ({"hidden_size": 2**20}, "tensor .* has shape .*, expected .*1048576"),
+        ({"L_layers": 10**9}, "L_layers: got 1000000000, expected at most 1,000"),
+        ({"L_layers": 1000}, "1000 layers are said to be in 1"),
+        ({"hidden_size": 2**40}, "hidden_size: got 1099511627776, expected at most 65,536"),
+        ({"hidden_size": 2**16}, "tensor .* has shape .*, expected .*65536"),
+        ({"L_cycles": 10**9}, "L_cycles: got 1000000000, expected at most 1,000"),
         ({"num_heads": "two"}, "num_heads: got 'two'"),
         ({"mixer": "mlp"}, "tensor .*mlp_t.* is missing"),
     ],
