@@ -24,7 +24,14 @@ from latent_reason.errors import CheckpointError, ConfigError
 from latent_reason.halting import Carry
 from latent_reason.llm import FrozenLLM, PromptStates
 from latent_reason.losses import IGNORE_INDEX, answer_loss, exactly_right, halt_loss
-from latent_reason.model_folder import CONFIG, read_config, reading, write_model_folder
+from latent_reason.model_folder import (
+    CONFIG,
+    check_fit,
+    read_config,
+    reading,
+    without_memory,
+    write_model_folder,
+)
 
 ADAPTER_WEIGHTS = "adapter.safetensors"
 ADAPTER_CONFIG = CONFIG
@@ -328,10 +335,9 @@ class LatentReasoner(nn.Module):
                 f"adapter {folder}: made for base {name} (width {width}), got {llm.name} (width "
                 f"{llm.hidden_size}) with other weights; pass the base that it was trained with"
             )
+        with reading(folder, "adapter", "save_pretrained"), without_memory():
+            core = LatentCore(config, llm.num_features(config.read_layers), llm.hidden_size)
+            check_fit(core.state_dict(), tensors)
         model = cls(llm, config)
-        try:
-            model.core.load_state_dict(tensors)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"adapter {folder}: weights do not fit ({reason})") from error
+        model.core.load_state_dict(tensors)
         return model

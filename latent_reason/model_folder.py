@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from latent_reason.errors import CheckpointError
 
@@ -115,6 +116,46 @@ def reading(folder: Path, kind: str, writer: str) -> Iterator[None]:
             f"{kind} {folder}: not a complete {kind} folder ({str(error)[:300]}); "
             f"give a folder written by {writer}"
         ) from error
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Let modules be made without memory for their weights, to see what a file should hold."""
+    with torch.device("meta"), _Unfilled():
+        yield
+
+
+class _Unfilled(TorchFunctionMode):
+    """Skips what changes tensors in place: filling those without memory would load a compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__
+        if name.endswith("_") and not name.endswith("__"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def check_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Compare names, shapes and kinds of numbers with those of a model.
+
+    Raises:
+        ValueError: naming the first tensor that does not fit.
+    """
+    for name in sorted(expected.keys() - tensors.keys()):
+        raise ValueError(f"weights do not fit: tensor {name} is missing")
+    for name in sorted(tensors.keys() - expected.keys()):
+        raise ValueError(f"weights do not fit: unknown tensor {name}")
+    for name, tensor in tensors.items():
+        wanted = expected[name]
+        if tensor.shape != wanted.shape:
+            raise ValueError(
+                f"weights do not fit: tensor {name} has shape {tuple(tensor.shape)}, "
+                f"expected {tuple(wanted.shape)}"
+            )
+        if tensor.is_floating_point() != wanted.is_floating_point():
+            raise ValueError(
+                f"weights do not fit: tensor {name} is {tensor.dtype}, expected {wanted.dtype}"
+            )
 
 
 def _keep_other_files(old: Path, folder: Path) -> None:

@@ -537,10 +537,34 @@ def test_weights_of_another_size_are_refused(saved):
     tensors = load_file(folder / ADAPTER_WEIGHTS)
     name = "reader.slot_query"
     save_file(tensors | {name: torch.zeros(5)}, folder / ADAPTER_WEIGHTS)
-    assert_unusable(folder, f"weights do not fit .*{name}")
+    assert_unusable(folder, f"weights do not fit: .*{name}")
     del tensors[name]
     save_file(tensors, folder / ADAPTER_WEIGHTS)
-    assert_unusable(folder, f"weights do not fit .*{name}")
+    assert_unusable(folder, f"weights do not fit: .*{name}")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden_size": 2**16}, "weights do not fit: tensor .* expected .*65536"),
+        ({"L_layers": 500}, "weights do not fit: tensor .*layers.1.* is missing"),
+        ({"L_layers": 10**9}, "L_layers: got 1000000000, expected at most 1,000"),
+        ({"H_cycles": 10**9}, "H_cycles: got 1000000000, expected at most 1,000"),
+    ],
+)
+def test_sizes_are_checked_before_memory_is_taken(saved, change, words):
+    _, folder = saved
+    config = json.loads((folder / ADAPTER_CONFIG).read_text())
+    config["reasoner"] |= change
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config))
+    assert_unusable(folder, words)
+
+
+def test_layers_that_the_base_lacks_are_refused(saved):
+    _, folder = saved
+    config = json.loads((folder / ADAPTER_CONFIG).read_text())
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config | {"read_layers": ["last", 99]}))
+    assert_unusable(folder, "99")
 
 
 def test_a_lost_base_is_named(saved):

@@ -14,14 +14,19 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from latent_reason.config import PuzzleModelConfig
 from latent_reason.data.kinds import find_puzzle
 from latent_reason.data.own_puzzle import named_puzzle
 from latent_reason.data.puzzles import Puzzle
 from latent_reason.errors import ConfigError
-from latent_reason.model_folder import read_config, reading, write_model_folder
+from latent_reason.model_folder import (
+    check_fit,
+    read_config,
+    reading,
+    without_memory,
+    write_model_folder,
+)
 from latent_reason.puzzles.model import PuzzleModel
 
 FORMAT = "latent_reason puzzle model 1"
@@ -191,48 +196,12 @@ def skeleton(config: PuzzleModelConfig, groups: Tensor | None, most_layers: int)
         most_layers: the file has so many tensors; more layers are refused.
 
     Raises:
-        ValueError: groups are missing or of another size, or no model can have such sizes.
+        ValueError: groups are missing or of another size.
     """
     num_layers = config.reasoner.L_layers + config.reasoner.H_layers
     if num_layers > most_layers:
         raise ValueError(f"{num_layers} layers are said to be in {most_layers} tensors")
     if groups is not None and groups.shape[1:] != (config.num_cells,):
         raise ValueError(f"groups have shape {tuple(groups.shape)}, expected (G, cells)")
-    try:
-        with torch.device("meta"), _Unfilled():
-            return PuzzleModel(config, groups)
-    except RuntimeError as error:
-        raise ValueError(f"no model can have these sizes ({error})") from error
-
-
-class _Unfilled(TorchFunctionMode):
-    """Skips what changes tensors in place: filling those without memory would load a compiler."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.__name__
-        if name.endswith("_") and not name.endswith("__"):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
-def check_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Compare names, shapes and kinds of numbers with those of a model.
-
-    Raises:
-        ValueError: naming the first tensor that does not fit.
-    """
-    for name in sorted(expected.keys() - tensors.keys()):
-        raise ValueError(f"weights do not fit: tensor {name} is missing")
-    for name in sorted(tensors.keys() - expected.keys()):
-        raise ValueError(f"weights do not fit: unknown tensor {name}")
-    for name, tensor in tensors.items():
-        wanted = expected[name]
-        if tensor.shape != wanted.shape:
-            raise ValueError(
-                f"weights do not fit: tensor {name} has shape {tuple(tensor.shape)}, "
-                f"expected {tuple(wanted.shape)}"
-            )
-        if tensor.is_floating_point() != wanted.is_floating_point():
-            raise ValueError(
-                f"weights do not fit: tensor {name} is {tensor.dtype}, expected {wanted.dtype}"
-            )
+    with without_memory():
+        return PuzzleModel(config, groups)

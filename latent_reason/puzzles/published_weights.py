@@ -14,11 +14,11 @@ from torch import Tensor
 from latent_reason.config import PuzzleModelConfig, ReasonerConfig, check
 from latent_reason.data.own_puzzle import named_puzzle
 from latent_reason.errors import CheckpointError
+from latent_reason.model_folder import check_fit
 from latent_reason.puzzles.folder import (
     SavedPuzzleModel,
     Weights,
     assemble,
-    check_fit,
     check_sizes,
     load_puzzle_model,
     model_card,
