@@ -311,7 +311,8 @@ def test_every_number_of_cycles_is_compiled(
 ) -> None:
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
-    trainer = make_puzzle_trainer(tmp_path, model_config=MLP, compile=True)
+    plain = replace(MLP, puzzle_emb_size=0, puzzle_emb_len=0)
+    trainer = make_puzzle_trainer(tmp_path, model_config=plain, compile=True)
     few = [(1, 1), (1, 2), (2, 1), (1, 3), (2, 2), (1, 4), (3, 1), (1, 5), (1, 6)]
     for cycles in few:
         trainer.options = lambda *args, now=cycles: {"max_steps": 4, "cycles": now}
@@ -373,9 +374,10 @@ def test_a_tiny_model_memorises_eight_puzzles(tmp_path: Path, optimizer: Any) ->
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_run_is_the_same_up_to_rounding(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model_config", [GROUPS, MLP], ids=["groups", "mlp with a table"])
+def test_a_compiled_run_is_the_same_up_to_rounding(tmp_path: Path, model_config: Any) -> None:
     for compiled in (False, True):
         folder = tmp_path / str(compiled)
-        run = {"model_config": GROUPS, "max_steps": 6, "compile": compiled}
+        run = {"model_config": model_config, "max_steps": 6, "compile": compiled}
         assert make_puzzle_trainer(folder, **run).run() == 0
     assert_nearly_same_run(tmp_path / "True", tmp_path / "False", tolerance=1e-5)
