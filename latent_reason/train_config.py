@@ -131,8 +131,6 @@ class TrainConfig(JsonConfig):
             rate = getattr(self, name)
             check(0 < rate <= 0.1, name, rate, "above 0 and at most 0.1")
         check(0 < self.adamw_eps <= 1, "adamw_eps", self.adamw_eps, "above 0 and at most 1")
-        if self.optimizer == "adam_atan2":
-            check_unread(self, "adamw_eps", "optimizer 'adam_atan2' has none")
         if self.optimizer != "muon":
             reason = f"optimizer {self.optimizer!r} does not read it"
             check_unread(self, "muon_learning_rate", reason)

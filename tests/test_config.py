@@ -138,8 +138,6 @@ REFUSED: list[tuple[type[JsonConfig], dict[str, Any], str, str]] = [
      r"one of \('adamw', 'adam_atan2', 'muon'\)"),
     *[(TrainConfig, {"adamw_eps": eps}, "adamw_eps", "above 0 and at most 1")
       for eps in (0.0, -1e-8, 2.0)],
-    (TrainConfig, {"optimizer": "adam_atan2", "adamw_eps": 1e-5}, "adamw_eps",
-     "1e-08, the default: optimizer 'adam_atan2' has none"),
     *[
         (TrainConfig, {"optimizer": optimizer, "muon_learning_rate": 0.03}, "muon_learning_rate",
          f"0.02, the default: optimizer '{optimizer}' does not read it")

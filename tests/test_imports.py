@@ -14,13 +14,13 @@ PACKAGE = Path(__file__).parents[1] / "latent_reason"
 # for every module in these folders.
 ROWS = (
     {"errors"},
-    {"config", "layers", "losses", "model_folder"},
+    {"config", "layers", "losses", "model_folder", "results"},
     {"recursion", "halting", "train_config"},
     {"reasoner"},
     {"llm", "adapters"},
-    {"core"},
+    {"core", "data"},
     {"latent_reasoner", "controls"},
-    {"data", "optim", "metrics", "checkpoint", "run_lock", "results"},
+    {"optim", "metrics", "checkpoint", "run_lock"},
     {"progress", "training", "evaluation", "report", "runs"},
     {"run_frame"},
     {"puzzles", "experiment"},
