@@ -559,7 +559,6 @@ BAD_OPTIONS = [
     (["--num-trian", "5"], ["Unrecognized options: --num-trian", "--num-train"]),
     (["--num-train", "0"], ["num_train: got 0, expected at least 1"]),
     (["--train.optimizer", "sgd"], ["--train.optimizer", "sgd"]),
-    (["--train.optimizer", "adam_atan2"], ["adamw_eps: got 1e-05, expected 1e-08, the default"]),
     (["--train.through-base-from", "0.5"], ["train.through_base_from: got 0.5, expected 1.0"]),
     (["--train.learning-rate", "7"], ["learning_rate: got 7.0, expected above 0"]),
     (["--model.reasoner.mixer", "conv"], ["--model.reasoner.mixer", "conv"]),
