@@ -21,7 +21,8 @@ from latent_reason.data.text import TextDataset
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.evaluation import Evaluator
 from latent_reason.llm import FrozenLLM
-from latent_reason.run_frame import FrameConfig, RunFrame
+from latent_reason.run_frame import RunFrame
+from latent_reason.run_options import FrameConfig
 from latent_reason.runs import write_json
 from latent_reason.training import use_bf16
 

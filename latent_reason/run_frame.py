@@ -1,157 +1,35 @@
-"""What every recipe has: presets and options, a run folder, training with resume, the results."""
+"""What every recipe does: a run folder, training with resume, the results."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import difflib
-import json
-import re
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import broadcast, parse_flag_from_env
 
-from latent_reason.config import JsonConfig, check
-from latent_reason.errors import CheckpointError, ConfigError
+from latent_reason.errors import ConfigError
 from latent_reason.metrics import AccuracyCounter
 from latent_reason.report import format_table, write_report
 from latent_reason.run_lock import RunLock
+from latent_reason.run_options import FrameConfig
 from latent_reason.runs import (
     check_compiler,
     check_world,
     environment,
     peak_gpu_memory_gib,
     peak_memory_gib,
-    read_options,
     resumed_environment,
     write_json,
 )
-from latent_reason.train_config import TrainConfig
 from latent_reason.training import Trainer, local_batch_size
-
-Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrameConfig(JsonConfig):
-    """What the configuration of every recipe has; a recipe adds `model`, its data and its sizes."""
-
-    num_val: int = 256
-    """Examples for evaluation during training: generated, or taken out of train_data."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """How to train."""
-    refinement_steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    """Refinement steps to evaluate at; more than trained are worth a look."""
-    controls: bool = False
-    """Also train the controls, for as long: the same network in one pass; for text also LoRA and
-    pause slots."""
-    output_dir: Path | None = None
-    """Run folder; runs/PRESET-TIME if not given."""
-    log_with: Tracker = "none"
-    """Tracker besides metrics.jsonl."""
-
-    def settle(self, model: type[JsonConfig], paths: Sequence[str] = ()) -> None:
-        """Turn what JSON has into what the fields hold, check their types and the fields above.
-
-        Args:
-            model: class of the field `model`.
-            paths: names of fields that hold a path or None, besides output_dir.
-
-        Raises:
-            ConfigError: a field holds something else.
-        """
-        for name, cls in (("model", model), ("train", TrainConfig)):
-            if isinstance(getattr(self, name), dict):
-                object.__setattr__(self, name, cls.from_dict(getattr(self, name)))
-        for name in ("output_dir", *paths):
-            if isinstance(getattr(self, name), str):
-                object.__setattr__(self, name, Path(getattr(self, name)))
-        self.check_types()
-        object.__setattr__(self, "refinement_steps", tuple(self.refinement_steps))
-        check(self.num_val >= 1, "num_val", self.num_val, "at least 1")
-        steps = self.refinement_steps
-        check(bool(steps) and min(steps) >= 1, "refinement_steps", steps, "numbers from 1 up")
-
-
-Config = TypeVar("Config", bound=FrameConfig)
-Presets = Mapping[str, tuple[str, Config]]
-
-
-def parse(argv: Sequence[str], presets: Presets[Config], about: str) -> tuple[str, Config, bool]:
-    """Read the command line of a recipe: [PRESET] [options], or --resume FOLDER.
-
-    Args:
-        argv: without the name of the script.
-        presets: name -> (description, configuration); the first is the default.
-        about: help text.
-
-    Returns:
-        Preset name, configuration, whether to resume.
-
-    Raises:
-        ConfigError: on an unknown preset or a value out of range.
-        CheckpointError: on a folder that cannot be resumed.
-    """
-    argv = [*argv]
-    default = next(iter(presets))
-    if argv and argv[0].startswith("--resume="):
-        argv = [*argv[0].split("=", 1), *argv[1:]]
-    if "--resume" in argv:
-        if argv in (["--resume"], ["--resume", ""]):
-            raise ConfigError("--resume FOLDER: give the folder of a run, as in --resume runs/NAME")
-        if argv[0] != "--resume" or len(argv) != 2 and (len(argv) != 4 or argv[2] != "--puzzle"):
-            raise ConfigError("--resume FOLDER takes no other options: the folder knows them")
-        folder = Path(argv[1])
-        try:
-            saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            _check_own_puzzle(folder, saved.get("puzzle"), argv[3:])
-            name = saved.pop("preset")
-            kind: Any = type(presets[name][1])
-            config = kind.from_dict(saved)
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(
-                f"{folder}: no run to resume ({error}); give a run folder with config.json"
-            ) from error
-        return name, dataclasses.replace(config, output_dir=folder), True
-    name = argv[0] if argv and not argv[0].startswith("-") else default
-    if name not in presets:
-        close = difflib.get_close_matches(name, presets, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigError(f"preset {name!r}: unknown; {hint}there are {', '.join(presets)}")
-    options = argv[1:] if argv and argv[0] == name else argv
-    described = "\n".join(f"  {key}: {text}" for key, (text, _) in presets.items())
-    about = f"{about}\nPresets (first argument):\n{described}"
-    try:
-        return name, read_options(presets[name][1], options, about), False
-    except ConfigError as error:
-        unknown = re.match(r"Unrecognized options: ([^;]*)", str(error))
-        late = [word for word in unknown[1].split(", ") if word in presets] if unknown else []
-        if not late:
-            raise
-        raise ConfigError(
-            f"{late[0]!r} is a preset; give one, as the first word, before all options"
-        ) from error
-
-
-def _check_own_puzzle(folder: Path, puzzle: object, given: list[str]) -> None:
-    """Refuse to import code that a folder names, unless the command line names it too."""
-    own = isinstance(puzzle, str) and ":" in puzzle
-    if own and given != [puzzle]:
-        raise CheckpointError(
-            f"{folder}: a run of {str(puzzle)[:80]!r}, which is code; if it is yours, resume with "
-            f"--resume {folder} --puzzle {str(puzzle)[:80]}"
-        )
-    if given and not own:
-        raise CheckpointError(f"{folder}: knows its puzzle; resume with --resume {folder} alone")
 
 
 def start_time() -> str:

@@ -27,7 +27,7 @@ from latent_reason.comparison import evaluate_reasoner, run_controls, train_reas
 from latent_reason.config import LatentReasonerConfig, ReasonerConfig
 from latent_reason.data import TASKS
 from latent_reason.experiment import Run, RunConfig
-from latent_reason.run_frame import parse
+from latent_reason.run_options import parse
 from latent_reason.runs import run_script
 from latent_reason.train_config import HaltConfig, TrainConfig
 

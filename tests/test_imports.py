@@ -22,7 +22,7 @@ ROWS = (
     {"latent_reasoner", "controls"},
     {"optim", "metrics", "checkpoint", "run_lock"},
     {"progress", "training", "evaluation", "report", "runs"},
-    {"run_frame"},
+    {"run_frame", "run_options"},
     {"puzzles", "experiment"},
     {"comparison"},
 )

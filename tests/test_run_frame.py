@@ -19,7 +19,8 @@ from latent_reason.config import JsonConfig, check
 from latent_reason.errors import CheckpointError, ConfigError
 from latent_reason.metrics import AccuracyCounter
 from latent_reason.results import load_results
-from latent_reason.run_frame import RunFrame, Tracker, facts_of, parse, start_time
+from latent_reason.run_frame import RunFrame, facts_of, start_time
+from latent_reason.run_options import Tracker, parse
 from latent_reason.train_config import HaltConfig, TrainConfig
 
 pytestmark = pytest.mark.usefixtures("one_process")

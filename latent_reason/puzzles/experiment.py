@@ -25,7 +25,8 @@ from latent_reason.errors import ConfigError, DataError
 from latent_reason.puzzles.evaluation import PuzzleEvaluator, trace
 from latent_reason.puzzles.folder import load_puzzle_model, model_card, save_puzzle_model
 from latent_reason.puzzles.model import PuzzleModel
-from latent_reason.run_frame import FrameConfig, RunFrame, facts_of
+from latent_reason.run_frame import RunFrame, facts_of
+from latent_reason.run_options import FrameConfig
 from latent_reason.train_config import HaltConfig, TrainConfig
 from latent_reason.training import Trainer, use_bf16
 
