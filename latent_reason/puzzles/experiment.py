@@ -22,6 +22,7 @@ from latent_reason.data.puzzle_files import (
 from latent_reason.data.puzzle_leaks import leaks_of_splits
 from latent_reason.data.puzzles import Puzzle, PuzzleDataset
 from latent_reason.errors import ConfigError, DataError
+from latent_reason.model_folder import check_fit
 from latent_reason.puzzles.evaluation import PuzzleEvaluator, trace
 from latent_reason.puzzles.folder import load_puzzle_model, model_card, save_puzzle_model
 from latent_reason.puzzles.model import PuzzleModel
@@ -128,11 +129,11 @@ def copy_weights(model: PuzzleModel, folder: Path) -> None:
         ConfigError: its weights have other shapes.
     """
     found, own = load_puzzle_model(folder).model.state_dict(), model.state_dict()
-    groups = own.get("groups")
-    found |= {} if groups is None else {"groups": groups}
-    shapes = ({(name, value.shape) for name, value in state.items()} for state in (own, found))
-    names = ", ".join(sorted({name for name, _ in set.symmetric_difference(*shapes)}))
-    check(not names, "start_from", str(folder), f"the weights of this net; not the same: {names}")
+    found |= {name: own[name] for name in own.keys() & {"groups"}}
+    try:
+        check_fit(own, found)
+    except ValueError as error:
+        check(False, "start_from", str(folder), f"the weights of this net ({error})")
     model.load_state_dict(found)
 
 
