@@ -15,13 +15,15 @@ from pathlib import Path
 from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
+from latent_reason.command_line import Parser, run_script
 from latent_reason.data.hub import read_examples
 from latent_reason.data.text import TextDataset
+from latent_reason.environment import check_world, environment
 from latent_reason.errors import ConfigError
 from latent_reason.evaluation import Evaluator
+from latent_reason.files import write_json
 from latent_reason.latent_reasoner import LatentReasoner
 from latent_reason.report import format_table
-from latent_reason.runs import Parser, check_world, environment, run_script, write_json
 
 
 def main() -> int:

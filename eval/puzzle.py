@@ -20,12 +20,15 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from latent_reason.command_line import Parser, run_script
 from latent_reason.data.arc_canvas import ArcCanvas
 from latent_reason.data.arc_files import ArcTask
 from latent_reason.data.arc_hub import find_arc
 from latent_reason.data.puzzle_files import read_puzzle_csv, refuse_several_solutions, subsample
 from latent_reason.data.puzzles import Puzzle, PuzzleDataset
+from latent_reason.environment import check_world, environment
 from latent_reason.errors import ConfigError, DataError
+from latent_reason.files import write_json
 from latent_reason.puzzles.arc_experiment import tests_as_they_are
 from latent_reason.puzzles.arc_solving import BATCH_SIZE as ARC_BATCH_SIZE
 from latent_reason.puzzles.arc_solving import NUM_VOTES
@@ -35,7 +38,6 @@ from latent_reason.puzzles.evaluation import PuzzleEvaluator
 from latent_reason.puzzles.folder import SavedPuzzleModel, load_puzzle_model
 from latent_reason.puzzles.model import PuzzleModel
 from latent_reason.report import format_table
-from latent_reason.runs import Parser, check_world, environment, run_script, write_json
 
 NUM_GENERATED = 1000
 BATCH_SIZE = 256

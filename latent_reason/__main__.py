@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from latent_reason.command_line import Parser, run_script
 from latent_reason.errors import ConfigError
-from latent_reason.runs import Parser, run_script
 
 _EPILOG = """examples:
   python -m latent_reason solve 1..4.4.....1.3.2      (4x4 Sudoku; - reads stdin, or name a file)

@@ -64,7 +64,7 @@ class Reader(nn.Module):
         super().__init__()
         self.config = config
         size = config.reasoner.hidden_size
-        self.down_proj = init_linear(nn.Linear(num_features, size, bias=False))
+        self.down_proj = init_linear(nn.Linear(num_features, size, bias=False), config.reasoner)
         self.slot_query = nn.Parameter(torch.randn(size))
         self.cross_attn = CrossAttention(config.reasoner) if config.reader == "perceiver" else None
 
@@ -105,10 +105,12 @@ class Writer(nn.Module):
     token: a base that never saw its end token may have a row that no vector can make the largest.
     """
 
-    def __init__(self, hidden_size: int, llm_hidden_size: int, learns_end: bool) -> None:
+    def __init__(self, config: LatentReasonerConfig, llm_hidden_size: int) -> None:
         super().__init__()
-        self.up_proj = init_linear(nn.Linear(hidden_size, llm_hidden_size, bias=False))
-        self.end_row = nn.Parameter(torch.zeros(llm_hidden_size)) if learns_end else None
+        up_proj = nn.Linear(config.reasoner.hidden_size, llm_hidden_size, bias=False)
+        self.up_proj = init_linear(up_proj, config.reasoner)
+        has_row = config.writer == "head"
+        self.end_row = nn.Parameter(torch.zeros(llm_hidden_size)) if has_row else None
 
     def forward(self, slots: Tensor) -> Tensor:
         """Return the written vectors (B, K, E)."""

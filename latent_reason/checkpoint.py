@@ -24,8 +24,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file as save_tensors
 from torch import Tensor
 
-from .errors import CheckpointError
-from .model_folder import cpu_copy
+from latent_reason.errors import CheckpointError
+from latent_reason.model_folder import cpu_copy
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"

@@ -69,13 +69,13 @@ def train_control(run: Run, kind: Literal["lora", "pause"], train: TrainConfig, 
 
 def through_base(train: TrainConfig) -> Callable[[float, int], dict[str, Any]]:
     """Return the options of a training step: whether writer soft learns through the base yet."""
-    return lambda progress, max_steps: {"through_base": progress >= train.through_base_from}
+    return lambda progress, limit: {"through_base": progress >= train.through_base_from}
 
 
 def evaluate_reasoner(run: Run, model: LatentReasoner, trainer: Trainer) -> None:
     """Add the rows of the trained reasoner: by steps, by slots, on what training is not like."""
     config, facts = run.config, facts_of(trainer)
-    trained = config.train.halt.max_steps_at(1.0)
+    trained = config.train.halt.halt_max_steps
     steps = sorted({*config.refinement_steps, trained})
     for step, counter in run.evaluator("test").by_refinement_steps(model, steps).items():
         run.add("latent reasoner", run.task, "test", step, counter, **facts)
@@ -122,7 +122,7 @@ def run_controls(run: Run, reasoner: Trainer) -> None:
 
 def write_results(run: Run, model: LatentReasoner) -> None:
     """Print the table; write results.json, samples.json, report.html and the adapter."""
-    trained = run.config.train.halt.max_steps_at(1.0)
+    trained = run.config.train.halt.halt_max_steps
     steps = sorted({trained, *(n for n in run.config.refinement_steps if n <= 2 * trained)})
     samples = trace(model, run.data["test"], NUM_SAMPLES, steps)
     if not run.accelerator.is_main_process:

@@ -10,7 +10,7 @@ import math
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from latent_reason.errors import ConfigError
 
@@ -81,11 +81,16 @@ class JsonConfig:
         return asdict(self)  # type: ignore[call-overload]
 
     def check_types(self) -> None:
-        """Raise `ConfigError` for a field of one of `TYPES` that holds something else."""
+        """Raise `ConfigError` for a field of one of `TYPES`, or of choices, that holds another."""
+        hints = get_type_hints(type(self))
         for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
             if f.type in TYPES:
                 fits, expected = TYPES[f.type]
-                check(fits(getattr(self, f.name)), f.name, getattr(self, f.name), expected)
+                check(fits(value), f.name, value, expected)
+            elif get_origin(hints[f.name]) is Literal:
+                choices = get_args(hints[f.name])
+                check(value in choices, f.name, value, f"one of {choices}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -134,7 +139,7 @@ class ReasonerConfig(JsonConfig):
     """Rotary position embedding, learned vectors added to the cells of a puzzle, or none."""
     residual_init: Literal["zero", "normal"] = "zero"
     """zero: attention and SwiGLU outputs start at zero, so a fresh recursion passes its inputs on
-    and learns from the first steps; normal: as the originals."""
+    and learns from the first steps; normal: all weights start as the originals'."""
     norm_swiglu: bool = False
     """Normalise within SwiGLU, as SIC (arXiv 2601.19085)."""
     rope_theta: float = 10000.0
@@ -161,16 +166,7 @@ class ReasonerConfig(JsonConfig):
         if self.kind == "hrm":
             check(self.H_layers >= 1, "H_layers", self.H_layers, "at least 1 for kind 'hrm'")
         else:
-            check(self.kind == "trm", "kind", self.kind, "'trm' or 'hrm'")
             check(self.H_layers == 0, "H_layers", self.H_layers, "0 for kind 'trm' (one net)")
-        modes = ("one_step", "last_cycle", "k_cycles", "full")
-        check(self.gradient in modes, "gradient", self.gradient, f"one of {modes}")
-        mixers = ("attention", "mlp", "groups")
-        check(self.mixer in mixers, "mixer", self.mixer, f"one of {mixers}")
-        inits = ("zero", "normal")
-        check(self.residual_init in inits, "residual_init", self.residual_init, f"one of {inits}")
-        positions = ("rope", "learned", "none")
-        check(self.positions in positions, "positions", self.positions, f"one of {positions}")
         check(
             1 <= self.gradient_cycles <= self.H_cycles,
             "gradient_cycles",
@@ -228,9 +224,6 @@ class LatentReasonerConfig(JsonConfig):
         listed = isinstance(layers, (list, tuple)) and len(layers) >= 1
         check(listed, "read_layers", layers, "a list of at least one layer")
         object.__setattr__(self, "read_layers", tuple(layers))
-        readers = ("perceiver", "concat")
-        check(self.reader in readers, "reader", self.reader, f"one of {readers}")
-        check(self.writer in ("head", "soft"), "writer", self.writer, "'head' or 'soft'")
         check_range(self, "num_slots", 0, 10_000)
         check(bool(self.answer_delimiter), "answer_delimiter", self.answer_delimiter, "some text")
         mixers = ("attention", "mlp") if self.reader == "perceiver" else ("attention",)
@@ -294,8 +287,6 @@ class PuzzleModelConfig(JsonConfig):
         fits = length >= least if size else length == 0
         expected = f"at least {least} to hold puzzle_emb_size {size}" if size else "0 without one"
         check(fits, "puzzle_emb_len", length, expected)
-        losses = ("softmax", "stablemax")
-        check(self.loss in losses, "loss", self.loss, f"one of {losses}")
         groups, positions = self.reasoner.mixer == "groups", self.reasoner.positions
         check(
             not groups or positions == "none",

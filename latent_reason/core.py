@@ -50,13 +50,13 @@ class LatentCore(nn.Module):
         self.config = config
         self.reader = Reader(config, num_features)
         self.reasoner = Reasoner(config.reasoner, config.num_slots)
-        self.writer = Writer(size, llm_hidden_size, learns_end=config.writer == "head")
+        self.writer = Writer(config, llm_hidden_size)
         self.q_head = nn.Linear(size, 1)
         nn.init.zeros_(self.q_head.weight)
         nn.init.constant_(self.q_head.bias, -5.0)
 
     def initial_carry(self, num: int, num_tokens: int) -> Carry:
-        """Return a carry of `num` slots, all halted, for prompts padded to `num_tokens`."""
+        """Return a carry of `num` batch rows, all halted, for prompts padded to `num_tokens`."""
         z_H, z_L = self.reasoner.initial_states(num, self.reader.num_positions(num_tokens))
         steps = torch.zeros(num, dtype=torch.long, device=z_H.device)
         return Carry(z_H, z_L, steps, torch.ones_like(steps, dtype=torch.bool))
@@ -69,7 +69,7 @@ class LatentCore(nn.Module):
         Args:
             states: (B, T, F) fp32 from `FrozenLLM.read`.
             attention_mask: (B, T).
-            carry: halted slots start anew.
+            carry: halted batch rows start anew.
 
         Returns:
             Written vectors (B, K, E), q_halt_logits (B,), the detached carry.

@@ -68,8 +68,8 @@ class Evaluator:
         return self.total(counters)
 
     @torch.no_grad()
-    def by_halting(self, model: LatentReasoner, max_steps: int) -> tuple[AccuracyCounter, float]:
-        """Stop every example when its halting head says so, at the latest after `max_steps`.
+    def by_halting(self, model: LatentReasoner, limit: int) -> tuple[AccuracyCounter, float]:
+        """Stop every example when its halting head says so, at the latest after `limit`.
 
         Returns:
             The counter and the mean number of refinement steps used.
@@ -80,7 +80,7 @@ class Evaluator:
             prompt = read_batch(model, batch)
             final: Tensor | None = None
             running = torch.ones(len(batch["labels"]), dtype=torch.bool, device=used.device)
-            for _, slots, q_halt_logits in self._think(model, prompt, max_steps):
+            for _, slots, q_halt_logits in self._think(model, prompt, limit):
                 final = (
                     slots if final is None else torch.where(running[:, None, None], slots, final)
                 )

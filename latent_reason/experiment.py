@@ -20,10 +20,10 @@ from latent_reason.data.tasks import Example, find_task
 from latent_reason.data.text import TextDataset
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.evaluation import Evaluator
+from latent_reason.files import write_json
 from latent_reason.llm import FrozenLLM
 from latent_reason.run_frame import RunFrame
 from latent_reason.run_options import FrameConfig
-from latent_reason.runs import write_json
 from latent_reason.training import use_bf16
 
 

@@ -1,6 +1,6 @@
-"""Halting: what lives between refinement steps, when an example ends, how its slot is refilled.
+"""Halting: what lives between refinement steps, when an example ends, how its row is refilled.
 
-Every rank does the same work in every step: a halted slot is refilled with the next example
+Every rank does the same work in every step: a halted batch row is refilled with the next example
 instead of leaving the batch, so no rank ever waits for another (an early exit would deadlock).
 """
 
@@ -15,11 +15,11 @@ from torch import Tensor
 
 @dataclass
 class Carry:
-    """All that lives between two refinement steps; argument and return value, never an attribute.
+    """All that lives between two refinement steps: an argument and a result, not part of a model.
 
     z_H and z_L are (B, S, D) fp32 without graph; refinement_steps (B,) int64 counts the steps an
-    example has had; halted (B,) bool marks slots to refill before the next step; data holds what
-    is in each slot, here the position of the example in the data order.
+    example has had; halted (B,) bool marks batch rows to refill before the next step; data holds
+    what is in each row, here the position of the example in the data order.
     """
 
     z_H: Tensor
@@ -48,10 +48,10 @@ class Carry:
 
 
 def reset_halted(carry: Carry, z_H: Tensor, z_L: Tensor) -> Carry:
-    """Return the carry with halted slots at initial states and zero refinement steps.
+    """Return the carry with halted batch rows at initial states and zero refinement steps.
 
     Args:
-        carry: of B slots.
+        carry: of B batch rows.
         z_H: initial states, (D,) or (S, D).
         z_L: likewise.
     """
@@ -66,7 +66,7 @@ def reset_halted(carry: Carry, z_H: Tensor, z_L: Tensor) -> Carry:
 
 
 def refill(carry: Carry, fresh: dict[str, Tensor]) -> Carry:
-    """Return the carry with fresh data, (B, ...) each, in its halted slots."""
+    """Return the carry with fresh data, (B, ...) each, in its halted batch rows."""
     data = {}
     for key, value in fresh.items():
         halted = carry.halted.view(-1, *[1] * (value.ndim - 1))
@@ -74,33 +74,31 @@ def refill(carry: Carry, fresh: dict[str, Tensor]) -> Carry:
     return replace(carry, data=data)
 
 
-def minimum_steps(
-    num: int, max_steps: int, exploration_prob: float, seed: int, step: int
-) -> Tensor:
-    """Draw the exploration minimum of refinement steps for the `num` slots of a global batch.
+def minimum_steps(num: int, limit: int, exploration_prob: float, seed: int, step: int) -> Tensor:
+    """Draw the exploration minimum of refinement steps for the `num` rows of a global batch.
 
     A pure function of (seed, step): the same on every rank and after a resume.
 
     Returns:
-        (num,) int64: uniform in 2..max_steps with probability `exploration_prob`, else 0.
+        (num,) int64: uniform in 2..limit with probability `exploration_prob`, else 0.
 
     Source: HRM, arXiv 2506.21734, section 2 (Adaptive computational time).
     """
     # numpy, since torch's CPU generator reads only the low 32 bits of a seed.
     generator = np.random.default_rng((seed, step))
     explore = generator.random(num) < exploration_prob
-    drawn = generator.integers(min(2, max_steps), max_steps, num, np.int64, endpoint=True)
+    drawn = generator.integers(min(2, limit), limit, num, np.int64, endpoint=True)
     return torch.from_numpy(np.where(explore, drawn, 0))
 
 
-def should_halt(stop: Tensor, refinement_steps: Tensor, max_steps: int, minimum: Tensor) -> Tensor:
+def should_halt(stop: Tensor, refinement_steps: Tensor, limit: int, minimum: Tensor) -> Tensor:
     """Return (B,) bool: at the limit, or the halting head says stop and the minimum is reached.
 
     Args:
         stop: (B,) bool, what the halting head says.
         refinement_steps: (B,) int64, steps the example has had.
-        max_steps: the limit.
+        limit: the limit.
         minimum: (B,) int64 from `minimum_steps`.
     """
     stop = stop & (refinement_steps >= minimum.to(refinement_steps.device))
-    return (refinement_steps >= max_steps) | stop
+    return (refinement_steps >= limit) | stop

@@ -109,7 +109,7 @@ class LatentReasoner(nn.Module):
         Args:
             states: (B, T, F) fp32 from `FrozenLLM.read`.
             attention_mask: (B, T).
-            carry: halted slots start anew.
+            carry: halted batch rows start anew.
             labels: (B, K), for the loss.
         """
         slots, q_halt_logits, carry = self.core(states, attention_mask, carry)

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from latent_reason.config import ReasonerConfig
 
+CUT_STD = 0.8796256610342398
+"""Standard deviation of a unit normal distribution that is cut at -2 and 2."""
+
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
     """Divide (..., D) by its root mean square over D; computed in fp32, returned in x's dtype."""
@@ -21,10 +24,19 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
     return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
-def init_linear(linear: nn.Linear) -> nn.Linear:
-    """Initialise by a truncated normal of std 1/sqrt(fan in), cut at two std; return it."""
-    std = 1.0 / math.sqrt(linear.in_features)
-    nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
+def fill_normal(tensor: Tensor, std: float, config: ReasonerConfig) -> Tensor:
+    """Fill by a normal distribution of `std` cut at two std, of which CUT_STD is left; return it.
+
+    With `residual_init` "normal" it is widened to have `std` after the cut, as in the originals.
+    """
+    if config.residual_init == "normal":
+        std = std / CUT_STD
+    return nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
+
+
+def init_linear(linear: nn.Linear, config: ReasonerConfig) -> nn.Linear:
+    """Initialise the weight by `fill_normal` with std 1/sqrt(fan in); return the layer."""
+    fill_normal(linear.weight, 1.0 / math.sqrt(linear.in_features), config)
     return linear
 
 
@@ -45,8 +57,8 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.norm_eps = config.norm_eps if config.norm_swiglu else None
         width = swiglu_width(size, config)
-        self.gate_up_proj = init_linear(nn.Linear(size, 2 * width, bias=False))
-        self.down_proj = init_linear(nn.Linear(width, size, bias=False))
+        self.gate_up_proj = init_linear(nn.Linear(size, 2 * width, bias=False), config)
+        self.down_proj = init_linear(nn.Linear(width, size, bias=False), config)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., size) to (..., size)."""
@@ -70,11 +82,10 @@ def rotary_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tenso
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate (B, N, S, head_dim) by the tables of `rotary_tables` (rotate-half form)."""
-    first, second = x.chunk(2, dim=-1)
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    """Rotate (B, N, S, head_dim) by the tables of `rotary_tables` (rotate-half form), in fp32."""
+    first, second = x.float().chunk(2, dim=-1)
     turned = (first * cos - second * sin, second * cos + first * sin)
-    return torch.cat(turned, dim=-1)
+    return torch.cat(turned, dim=-1).to(x.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -135,8 +146,8 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         size = config.hidden_size
-        self.qkv_proj = init_linear(nn.Linear(size, 3 * size, bias=False))
-        self.o_proj = init_linear(nn.Linear(size, size, bias=False))
+        self.qkv_proj = init_linear(nn.Linear(size, 3 * size, bias=False), config)
+        self.o_proj = init_linear(nn.Linear(size, size, bias=False), config)
 
     def forward(self, x: Tensor, where: Positions) -> Tensor:
         """Attend within x (B, S, D); padded positions are not attended to."""
@@ -158,9 +169,9 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         size = config.hidden_size
-        self.q_proj = init_linear(nn.Linear(size, size, bias=False))
-        self.kv_proj = init_linear(nn.Linear(size, 2 * size, bias=False))
-        self.o_proj = init_linear(nn.Linear(size, size, bias=False))
+        self.q_proj = init_linear(nn.Linear(size, size, bias=False), config)
+        self.kv_proj = init_linear(nn.Linear(size, 2 * size, bias=False), config)
+        self.o_proj = init_linear(nn.Linear(size, size, bias=False), config)
 
     def forward(self, queries: Tensor, sequence: Tensor, at: Positions, where: Positions) -> Tensor:
         """Attend; `at` places the queries, `where` the sequence and its padding."""
@@ -199,10 +210,10 @@ class GroupMixer(nn.Module):
     def __init__(self, config: ReasonerConfig) -> None:
         super().__init__()
         size = config.hidden_size
-        self.in_proj = init_linear(nn.Linear(size, 2 * size, bias=False))
-        self.group_proj = init_linear(nn.Linear(size, 2 * size, bias=False))
-        self.o_proj = init_linear(nn.Linear(size, size, bias=False))
-        self.symbol_proj = init_linear(nn.Linear(size, size, bias=False))
+        self.in_proj = init_linear(nn.Linear(size, 2 * size, bias=False), config)
+        self.group_proj = init_linear(nn.Linear(size, 2 * size, bias=False), config)
+        self.o_proj = init_linear(nn.Linear(size, size, bias=False), config)
+        self.symbol_proj = init_linear(nn.Linear(size, size, bias=False), config)
 
     def forward(self, x: Tensor, where: Positions) -> Tensor:
         """Mix x (B, C * S, D), C symbols of S cells, with the groups in `where`."""

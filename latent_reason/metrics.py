@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import DataError
-from .losses import IGNORE_INDEX
+from latent_reason.errors import DataError
+from latent_reason.files import replacing
+from latent_reason.losses import IGNORE_INDEX
 
 Z_95 = 1.959963984540054  # standard normal quantile of 0.975
 
@@ -157,12 +158,10 @@ class MetricsLog:
                 for line, step in _complete_lines(path)
                 if resume_step is None or step <= resume_step
             ]
-            temp = path.with_name(f".tmp-{path.name}")
-            with open(temp, "wb") as file:
+            with replacing(path) as temporary, open(temporary, "wb") as file:
                 file.writelines(kept)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temp, path)
         self._file = open(path, "ab")
 
     def __enter__(self) -> MetricsLog:

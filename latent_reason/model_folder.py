@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from latent_reason.errors import CheckpointError
+from latent_reason.files import UNREADABLE, read_bounded
 
 CONFIG = "config.json"
 CARD = "README.md"
@@ -80,13 +81,9 @@ def read_config(folder: Path, form: str) -> dict[str, Any]:
     """Return config.json of a model folder without its "format".
 
     Raises:
-        OSError, ValueError, KeyError, AttributeError: see `reading`.
+        UNREADABLE: see `reading`.
     """
-    with open(folder / CONFIG, "rb") as file:
-        data = file.read(MAX_CONFIG_BYTES + 1)
-    if len(data) > MAX_CONFIG_BYTES:
-        raise ValueError(f"{CONFIG}: more than {MAX_CONFIG_BYTES:,} bytes")
-    saved = json.loads(data)
+    saved = json.loads(read_bounded(folder / CONFIG, MAX_CONFIG_BYTES))
     if (found := saved.pop("format")) != form:
         raise ValueError(f"format {found!r}, expected {form!r}")
     return saved
@@ -103,15 +100,7 @@ def reading(folder: Path, kind: str, writer: str) -> Iterator[None]:
     """
     try:
         yield
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        RecursionError,
-        SafetensorError,
-    ) as error:
+    except (*UNREADABLE, SafetensorError) as error:
         raise CheckpointError(
             f"{kind} {folder}: not a complete {kind} folder ({str(error)[:300]}); "
             f"give a folder written by {writer}"

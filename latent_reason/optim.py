@@ -20,11 +20,13 @@ HEADS = ("lm_head", "q_head")
 
 
 class AdamATan2(Optimizer):
-    """Adam with atan2 in the place of a division: no epsilon, and no step is above lr * pi / 2.
+    """Adam with atan2 in the place of a division: no epsilon, and no update grows without bound.
 
-    A step is p = p * (1 - lr * weight_decay) - lr * atan2(m, sqrt(v)), where m and v are the
-    moving averages of gradient and squared gradient, corrected for their start at zero. An update
-    does not depend on the scale of the gradients; it is pi / 4 * lr where all of them agree.
+    Step n is p = p * (1 - lr * weight_decay) - lr / (1 - beta1^n) * atan2(m, sqrt(v)), where m and
+    v are the moving averages of gradient and squared gradient, v corrected for its start at zero.
+    The correction of m is outside of atan2, as in the originals' CUDA kernel (package adam-atan2).
+    An update does not depend on the scale of the gradients and tends to pi / 4 * lr where they
+    agree.
 
     Args:
         params: parameters with dense gradients, or groups of them.
@@ -68,13 +70,12 @@ class AdamATan2(Optimizer):
         torch._foreach_mul_(exp_avg_sqs, beta2)
         torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
         numbers = [step.item() for step in steps]
-        updates = torch._foreach_div(exp_avgs, [1 - beta1**n for n in numbers])
         scales = torch._foreach_sqrt(exp_avg_sqs)
         torch._foreach_div_(scales, [math.sqrt(1 - beta2**n) for n in numbers])
-        for update, scale in zip(updates, scales, strict=True):
-            update.atan2_(scale)
+        updates = [m.atan2(scale) for m, scale in zip(exp_avgs, scales, strict=True)]
+        torch._foreach_mul_(updates, [lr / (1 - beta1**n) for n in numbers])
         torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-        torch._foreach_add_(params, updates, alpha=-lr)
+        torch._foreach_sub_(params, updates)
 
 
 def _gather(part: Tensor, dim: int) -> Tensor:

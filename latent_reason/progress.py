@@ -97,7 +97,7 @@ class Progress:
         config = self.config
         factor = config.learning_rate_factor(step - 1, progress)
         row["train/learning_rate"] = config.learning_rate * factor
-        row["train/max_refinement_steps"] = config.halt.max_steps_at(progress)
+        row["train/max_refinement_steps"] = config.halt.limit_at(progress)
         if not self._write(step, row):
             return
         rate = step * config.batch_size / seconds

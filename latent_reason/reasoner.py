@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from latent_reason.config import ReasonerConfig
-from latent_reason.layers import Positions, Stack
+from latent_reason.layers import Positions, Stack, fill_normal
 from latent_reason.recursion import deep_recursion
 
 
@@ -23,7 +23,7 @@ class Reasoner(nn.Module):
         config: widths, depths and cycles.
         num_positions: S, needed by the token-mixing variant only.
 
-    The initial states are fixed random vectors of unit variance, the same for every position:
+    The initial states are fixed random vectors (`fill_normal`), the same for every position:
     buffers, since no gradient reaches them when H_cycles > 1 (as in the originals).
     """
 
@@ -38,8 +38,7 @@ class Reasoner(nn.Module):
         if config.kind == "hrm":
             self._H_level = Stack(config, config.H_layers, num_positions)
         for name in ("H_init", "L_init"):
-            state = torch.empty(config.hidden_size)
-            self.register_buffer(name, nn.init.trunc_normal_(state, std=1.0, a=-2, b=2))
+            self.register_buffer(name, fill_normal(torch.empty(config.hidden_size), 1.0, config))
 
     @property
     def H_level(self) -> Stack:

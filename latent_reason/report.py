@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from markupsafe import Markup
 
-from .errors import DataError
-from .results import (
+from latent_reason.errors import DataError
+from latent_reason.files import read_json
+from latent_reason.results import (
     NUM_TEXT_COLUMNS,
     Row,
     clean_text,
@@ -30,7 +31,6 @@ from .results import (
     is_number,
     load_results,
     plain_text,
-    read_json,
     read_metrics,
     summary_sentence,
     table_of,

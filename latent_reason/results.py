@@ -30,9 +30,10 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from .errors import DataError
+from latent_reason.errors import DataError
+from latent_reason.files import read_json
 
 Row = Mapping[str, Any]
 
@@ -72,23 +73,6 @@ def load_results(path: Path) -> dict[str, Any]:
         if problem:
             raise DataError(f"{path}: row {number}: {problem}")
     return results
-
-
-def read_json(path: Path, kind: type) -> Any:
-    """Read a JSON file whose outermost value is a `kind` (dict or list); NaN is refused.
-
-    Raises:
-        DataError: The file is missing, not JSON, or holds something else.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; run a recipe or an evaluation first") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(value, kind):
-        raise DataError(f"{path}: holds a {type(value).__name__}, expected a {kind.__name__}")
-    return value
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -245,8 +229,3 @@ def _is_share(value: Any) -> bool:
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
-
-
-def refuse_constant(name: str) -> NoReturn:
-    """Raise ValueError for NaN and infinities; for `parse_constant` of `json.loads`."""
-    raise ValueError(f"{name} is no JSON value")

@@ -12,23 +12,23 @@ from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast, parse_flag_from_env
 
-from latent_reason.errors import ConfigError
-from latent_reason.metrics import AccuracyCounter
-from latent_reason.report import format_table, write_report
-from latent_reason.run_lock import RunLock
-from latent_reason.run_options import FrameConfig
-from latent_reason.runs import (
+from latent_reason.environment import (
     check_compiler,
     check_world,
     environment,
     peak_gpu_memory_gib,
     peak_memory_gib,
     resumed_environment,
-    write_json,
 )
+from latent_reason.errors import ConfigError
+from latent_reason.files import write_json
+from latent_reason.metrics import AccuracyCounter
+from latent_reason.report import format_table, write_report
+from latent_reason.run_lock import RunLock
+from latent_reason.run_options import FrameConfig
 from latent_reason.training import Trainer, local_batch_size
 
 
@@ -67,7 +67,6 @@ class RunFrame:
             mixed_precision="no",  # the training loop itself decides on bf16
             log_with=tracker,
             project_dir=str(self.folder),
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         check_world(self.accelerator)
         local_batch_size(config.train, self.accelerator.num_processes)
@@ -182,7 +181,7 @@ class RunFrame:
             "peak_memory_gib": round(peak_memory_gib(), 2),
             "peak_gpu_memory_gib": peak_gpu_memory_gib(self.accelerator.device),
             "command": about["command"],
-            "halt_max_steps": train.halt.max_steps_at(1.0),
+            "halt_max_steps": train.halt.halt_max_steps,
             "resumed_commits": sorted(commits),
             **facts,
             "rows": self.rows,

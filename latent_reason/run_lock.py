@@ -8,7 +8,7 @@ import os
 import socket
 from pathlib import Path
 
-from .errors import ConfigError
+from latent_reason.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from latent_reason.command_line import read_options
 from latent_reason.config import JsonConfig, check
 from latent_reason.errors import CheckpointError, ConfigError
-from latent_reason.runs import read_options
+from latent_reason.files import UNREADABLE, read_bounded
+from latent_reason.model_folder import MAX_CONFIG_BYTES
 from latent_reason.train_config import TrainConfig
 
 Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
@@ -90,12 +92,12 @@ def parse(argv: Sequence[str], presets: Presets[Config], about: str) -> tuple[st
             raise ConfigError("--resume FOLDER takes no other options: the folder knows them")
         folder = Path(argv[1])
         try:
-            saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            saved = json.loads(read_bounded(folder / "config.json", MAX_CONFIG_BYTES))
             _check_own_puzzle(folder, saved.get("puzzle"), argv[3:])
             name = saved.pop("preset")
             kind: Any = type(presets[name][1])
             config = kind.from_dict(saved)
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except UNREADABLE as error:
             raise CheckpointError(
                 f"{folder}: no run to resume ({error}); give a run folder with config.json"
             ) from error

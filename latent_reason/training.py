@@ -1,7 +1,7 @@
 """The one training loop: deep supervision with a carry, on Accelerate.
 
-Each optimizer step runs one refinement step for every slot of the batch. An example stays in its
-slot until it halts; then the slot takes the next example of its own column of the data order, a
+Each optimizer step runs one refinement step for every row of the batch. An example stays in its
+row until it halts; then the row takes the next example of its own column of the data order, a
 pure function of (seed, epoch, position). So nothing but the carry has to be remembered, and one
 process with batch 8 does exactly what two with batch 4 do.
 """
@@ -9,10 +9,12 @@ process with batch 8 does exactly what two with batch 4 do.
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol, cast
 
 import torch
@@ -25,7 +27,6 @@ from latent_reason.errors import CheckpointError, ConfigError, NonFiniteError
 from latent_reason.halting import Carry, minimum_steps, refill, should_halt
 from latent_reason.optim import load_optimizer_tensors, make_ema, make_optimizers, optimizer_tensors
 from latent_reason.progress import Progress, gather_numbers
-from latent_reason.runs import StopRequest
 from latent_reason.train_config import TrainConfig
 
 
@@ -50,7 +51,7 @@ class Data(Protocol):
 
 
 def local_batch_size(config: TrainConfig, num_processes: int) -> int:
-    """Return the slots of one process.
+    """Return the batch rows of one process.
 
     Raises:
         ConfigError: if the batch size is no multiple of the number of processes.
@@ -97,6 +98,27 @@ def compiled(module: nn.Module) -> Callable[..., Any]:
     return torch._dynamo.config.patch(recompile_limit=64)(torch.compile(module))
 
 
+class StopRequest:
+    """Turns the first SIGINT or SIGTERM into a flag; the second one acts at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, self._old[number])
+
+
 class Trainer:
     """Trains one model in one run folder.
 
@@ -126,7 +148,7 @@ class Trainer:
         run_dir: Path,
         evaluate: Callable[[], dict[str, float]],
         report: Callable[[str], None] = print,
-        options: Callable[[float, int], dict[str, Any]] = lambda progress, max_steps: {},
+        options: Callable[[float, int], dict[str, Any]] = lambda progress, limit: {},
     ) -> None:
         local = local_batch_size(config, accelerator.num_processes)
         self.accelerator, self.data, self.config, self.run_dir = accelerator, data, config, run_dir
@@ -134,8 +156,10 @@ class Trainer:
         self.log = Progress(accelerator, config, run_dir, report)
         self.model = model.to(accelerator.device)
         tables = sparse_tables(self.model)
-        # Their optimizer gathers sparse gradients itself; DDP cannot with every backend.
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, tables)
+        # Their optimizer gathers sparse gradients itself; DDP cannot with every backend. Buffers
+        # are the same on all ranks and stay so.
+        ignored = [*tables, *(name for name, _ in self.model.named_buffers())]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, ignored)
         self.wrapped = accelerator.prepare(self.model)
         self.forward = compiled(self.wrapped) if config.compile else self.wrapped
         self.optimizers = make_optimizers(self.model, config)
@@ -149,11 +173,11 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         self.best: dict[str, Any] = {}
         self.best_weights: list[Tensor] = []
-        self.slots = slice(
+        self.batch_rows = slice(
             accelerator.process_index * local, (accelerator.process_index + 1) * local
         )
         self.carry: Carry = cast(Any, self.model).initial_carry(local, data.num_tokens)
-        columns = torch.arange(config.batch_size)[self.slots].to(accelerator.device)
+        columns = torch.arange(config.batch_size)[self.batch_rows].to(accelerator.device)
         self.carry.data["position"] = columns - config.batch_size
 
     @property
@@ -188,10 +212,10 @@ class Trainer:
             return self._agree(stop)[1]
 
     def train_step(self) -> None:
-        """Refill halted slots, run one refinement step, update weights, decide who halts."""
+        """Refill halted batch rows, run one refinement step, update weights, decide who halts."""
         config, device, progress = self.config, self.accelerator.device, self.progress
-        max_steps = config.halt.max_steps_at(progress)
-        options = self.options(progress, max_steps)
+        limit = config.halt.limit_at(progress)
+        options = self.options(progress, limit)
         position = self.carry.data["position"] + config.batch_size
         self.carry = refill(self.carry, {"position": position})
         batch = self.data.at(self.carry.data["position"], config.seed)
@@ -208,12 +232,10 @@ class Trainer:
         self._update(output.loss)
 
         self.carry = output.carry
-        minimum = minimum_steps(
-            config.batch_size, max_steps, config.halt.halt_exploration_prob, config.seed, self.step
-        )[self.slots]
-        self.carry.halted = should_halt(
-            output.stop, self.carry.refinement_steps, max_steps, minimum
-        )
+        exploration = config.halt.halt_exploration_prob
+        minimum = minimum_steps(config.batch_size, limit, exploration, config.seed, self.step)
+        minimum = minimum[self.batch_rows]
+        self.carry.halted = should_halt(output.stop, self.carry.refinement_steps, limit, minimum)
         self.step += 1
         self.log.add(output, batch["labels"])
 
@@ -350,7 +372,7 @@ class Trainer:
         self.best_weights = [best[str(i)].to(device) for i in range(len(best))]
         self.ema.n_averaged.copy_(tensors["rng"]["num_averaged"])
         load_optimizer_tensors(self.optimizers, tensors["optimizer"])
-        carry = {k: v[self.slots].to(device) for k, v in tensors["carry"].items()}
+        carry = {k: v[self.batch_rows].to(device) for k, v in tensors["carry"].items()}
         self.carry = Carry.from_tensors(carry)
         state, rank = saved.state, self.accelerator.process_index
         if len(state["sums"]) == self.accelerator.num_processes:

@@ -23,12 +23,12 @@ from typing import Any, Literal
 
 from transformers.utils import logging as transformers_logging
 
+from latent_reason.command_line import run_script
 from latent_reason.comparison import evaluate_reasoner, run_controls, train_reasoner, write_results
 from latent_reason.config import LatentReasonerConfig, ReasonerConfig
 from latent_reason.data import TASKS
 from latent_reason.experiment import Run, RunConfig
 from latent_reason.run_options import parse
-from latent_reason.runs import run_script
 from latent_reason.train_config import HaltConfig, TrainConfig
 
 

@@ -18,11 +18,11 @@ import dataclasses
 import sys
 from typing import Any
 
+from latent_reason.command_line import run_script
 from latent_reason.config import HRMConfig, PuzzleModelConfig, ReasonerConfig
 from latent_reason.puzzles.arc_experiment import ArcRun, ArcRunConfig
 from latent_reason.puzzles.experiment import PuzzleRun, PuzzleRunConfig
 from latent_reason.run_options import parse
-from latent_reason.runs import run_script
 from latent_reason.train_config import HaltConfig, TrainConfig
 
 

@@ -104,7 +104,7 @@ def test_slots_begin_with_the_end_of_the_prompt():
 
 
 def test_writer_is_linear_into_the_width_of_the_base():
-    writer = Writer(16, 24, learns_end=True)
+    writer = Writer(make_reader("perceiver").config, 24)
     slots = torch.randn(2, 3, 16)
     assert writer(slots).shape == (2, 3, 24)
     torch.testing.assert_close(writer(2 * slots), 2 * writer(slots))

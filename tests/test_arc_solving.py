@@ -258,7 +258,7 @@ def test_a_solved_task(arc_run, tmp_path, monkeypatch, capsys):
     path = write_task(tmp_path / "e.json", EVALUATION[0])
     capsys.readouterr()
     words = ["solve", str(path), "--model", str(arc_run.folder / "model"), "--votes", "3"]
-    assert run(monkeypatch, *words) == 0
+    assert run(*words) == 0
     check = "4 of 4 votes, confidence 73 %, 16 refinement steps, no rule to check it by"
     expected = [
         f"{lines(pair)}\ntest {number}: {check}; right by the answer in the file\n"
@@ -266,7 +266,7 @@ def test_a_solved_task(arc_run, tmp_path, monkeypatch, capsys):
     ]
     assert capsys.readouterr() == ("".join(expected), "")
     write_task(path, EVALUATION[0], answers=False)
-    assert run(monkeypatch, *words, "--refinement-steps", "2") == 0
+    assert run(*words, "--refinement-steps", "2") == 0
     out = capsys.readouterr().out
     assert ", 2 refinement steps, no rule to check it by\n" in out and "in the file" not in out
 
@@ -276,7 +276,7 @@ def test_a_task_that_it_cannot_solve(arc_run, tmp_path, monkeypatch, capsys):
     path = write_task(tmp_path / "f.json", EVALUATION[1])
     capsys.readouterr()
     words = ["solve", str(path), "--model", str(arc_run.folder / "model"), "--votes", "0"]
-    assert run(monkeypatch, *words) == 1
+    assert run(*words) == 1
     out, err = capsys.readouterr()
     assert out.startswith("-\ntest 1: no grid, 0 of 1 votes, ") and err == ""
     assert out.endswith("; wrong by the answer in the file\n")
@@ -302,15 +302,15 @@ def test_errors_are_one_line(arc_run, tmp_path, monkeypatch, capsys, words, mess
     for name in ("e", "stranger"):
         write_task(tmp_path / f"{name}.json", EVALUATION[0])
     capsys.readouterr()
-    assert run(monkeypatch, "solve", *words) == 2
+    assert run("solve", *words) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1
     assert message in err
 
 
 def test_help_tells_of_arc(monkeypatch, capsys):
-    assert run(monkeypatch, "solve", "--help") == 0
+    assert run("solve", "--help") == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "an ARC task (.json)" in out and "--votes N" in out
-    assert run(monkeypatch, "--help") == 0
+    assert run("--help") == 0
     assert "solve 007bbfb7.json --model" in capsys.readouterr().out

@@ -60,7 +60,7 @@ REFUSED: list[tuple[type[JsonConfig], dict[str, Any], str, str]] = [
     (ReasonerConfig, {"expansion": math.inf}, "expansion", "a finite number"),
     (ReasonerConfig, {"rope_theta": 0}, "rope_theta", "above 0"),
     (ReasonerConfig, {"norm_eps": -1e-5}, "norm_eps", "above 0"),
-    (ReasonerConfig, {"kind": "TRM"}, "kind", "'trm' or 'hrm'"),
+    (ReasonerConfig, {"kind": "TRM"}, "kind", r"one of \('trm', 'hrm'\)"),
     (ReasonerConfig, {"H_layers": 2}, "H_layers", r"0 for kind 'trm' \(one net\)"),
     (ReasonerConfig, {"kind": "hrm", "H_layers": 0}, "H_layers", "at least 1 for kind 'hrm'"),
     (HRMConfig, {"H_layers": 0}, "H_layers", "at least 1 for kind 'hrm'"),
@@ -79,7 +79,7 @@ REFUSED: list[tuple[type[JsonConfig], dict[str, Any], str, str]] = [
     (ReasonerConfig, {"positions": "x"}, "positions", r"one of \('rope', 'learned', 'none'\)"),
     (LatentReasonerConfig, {"reasoner": "trm"}, "reasoner", "a ReasonerConfig"),
     (LatentReasonerConfig, {"reader": "lm"}, "reader", r"one of \('perceiver', 'concat'\)"),
-    (LatentReasonerConfig, {"writer": "xattn"}, "writer", "'head' or 'soft'"),
+    (LatentReasonerConfig, {"writer": "xattn"}, "writer", r"one of \('head', 'soft'\)"),
     (LatentReasonerConfig, {"num_slots": -1}, "num_slots", "at least 0"),
     (LatentReasonerConfig, {"num_slots": 10_001}, "num_slots", "at most 10,000"),
     (LatentReasonerConfig, {"num_slots": 1.5}, "num_slots", "a whole number"),
@@ -276,17 +276,17 @@ def test_curriculum_rises_from_one_to_the_limit(
 ) -> None:
     start, end = sorted(curriculum)
     halt = HaltConfig(halt_max_steps=most, curriculum=(start, end))
-    steps = [halt.max_steps_at(share) for share in sorted(shares)]
+    steps = [halt.limit_at(share) for share in sorted(shares)]
     assert steps == sorted(steps) and all(1 <= s <= most for s in steps)
-    assert halt.max_steps_at(0.0) == halt.max_steps_at(start) == 1
-    assert halt.max_steps_at(end) == halt.max_steps_at(1.0) == most
-    assert {HaltConfig(halt_max_steps=most).max_steps_at(p) for p in (0, start, 1)} == {most}
+    assert halt.limit_at(0.0) == halt.limit_at(start) == 1
+    assert halt.limit_at(end) == halt.limit_at(1.0) == most
+    assert {HaltConfig(halt_max_steps=most).limit_at(p) for p in (0, start, 1)} == {most}
 
 
 def test_curriculum_spends_equal_shares_on_each_limit_below_the_last() -> None:
     halt = HaltConfig(halt_max_steps=5, curriculum=(0.2, 0.6))
     at = [(0.0, 1), (0.29, 1), (0.31, 2), (0.39, 2), (0.41, 3), (0.51, 4), (0.59, 4), (0.6, 5)]
-    assert [halt.max_steps_at(share) for share, _ in at] == [steps for _, steps in at]
+    assert [halt.limit_at(share) for share, _ in at] == [steps for _, steps in at]
 
 
 def test_learning_rate_warms_up_stays_and_cools_down() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_recipes import run_main
 
 from latent_reason.data import TASKS, Example, find_leaks, jsonl, read_jsonl, write_jsonl
 from latent_reason.data.__main__ import main
@@ -130,7 +131,7 @@ def test_leaks_by_prompt_and_by_instance() -> None:
 
 
 def run(*args: object) -> int:
-    return main([str(arg) for arg in args])
+    return run_main(main, *map(str, args))
 
 
 def test_command_line_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,7 +190,7 @@ def test_command_line_mistakes_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(args) == 2
+    assert run(*args) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
     assert captured.err.startswith("error: ") and message in captured.err
@@ -197,12 +198,10 @@ def test_command_line_mistakes_are_one_line(
 
 
 def test_command_line_lists_tasks_and_helps(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list"]) == 0
+    assert run("list") == 0
     out = capsys.readouterr().out
     assert all(name in out for name in [*TASKS, *SPLITS])
-    with pytest.raises(SystemExit) as caught:
-        main(["--help"])
-    assert caught.value.code == 0 and "examples:" in capsys.readouterr().out
+    assert run("--help") == 0 and "examples:" in capsys.readouterr().out
 
 
 def test_python_dash_m_starts_without_torch() -> None:

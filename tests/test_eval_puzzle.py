@@ -16,13 +16,13 @@ from tiny_runs import forked, reset_accelerate
 from torch import Tensor
 
 from eval import puzzle as script
+from latent_reason.command_line import run_script
 from latent_reason.data.kinds import find_puzzle
 from latent_reason.data.puzzle_files import read_puzzle_csv, subsample
 from latent_reason.metrics import wilson_interval
 from latent_reason.puzzles.folder import save_puzzle_model
 from latent_reason.puzzles.model import PuzzleModel
 from latent_reason.results import load_results
-from latent_reason.runs import run_script
 
 NAME = "sudoku-4x4"
 PUZZLE = find_puzzle(NAME)
@@ -194,7 +194,7 @@ BAD = [
     (["--model", "other"], "model: made for 'hexagons', which is not known here"),
     (["--model", "other", "--weights", "raw"], "raw.safetensors"),
     (["--output", "nowhere/found.json"], "output: there is no folder nowhere"),
-    (["--colour", "red"], "unrecognized arguments: --colour red; see --help"),
+    (["--colour", "red"], "unrecognized arguments: --colour red; see puzzle.py --help"),
 ]
 
 

@@ -12,11 +12,11 @@ import pytest
 from tiny_runs import forked, make_data, make_examples, train_once
 
 from eval import latent
+from latent_reason.command_line import run_script
 from latent_reason.data import read_jsonl, write_jsonl
 from latent_reason.latent_reasoner import LatentReasoner
 from latent_reason.llm import FrozenLLM
 from latent_reason.results import load_results
-from latent_reason.runs import run_script
 
 pytestmark = pytest.mark.usefixtures("one_process")
 MakeLLM = Callable[..., FrozenLLM]

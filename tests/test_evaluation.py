@@ -109,7 +109,7 @@ def test_halting_stops_each_example_at_its_own_step(
     # Half of the examples stop at the first step.
     with torch.no_grad():
         trained.core.q_head.bias -= logits.sort().values[5:7].mean()
-    counter, mean_steps = evaluator(data, batch_size=5).by_halting(trained, max_steps=4)
+    counter, mean_steps = evaluator(data, batch_size=5).by_halting(trained, limit=4)
     counts, used = [0, 0, 0, 0], 0
     for row in range(NUM_ROWS):
         batch = {key: value[row : row + 1] for key, value in data.batch(torch.arange(12)).items()}

@@ -89,18 +89,18 @@ def test_the_chosen_folder_holds_every_case() -> None:
 @pytest.mark.skipif(not FILES, reason="no shared/golden here")
 def test_training_calls_are_those_of_the_originals(case: Case) -> None:
     model, size = case.model().train(), case.config["batch_size"]
-    carry, max_steps = model.initial_carry(size, case.config["seq_len"]), 3
-    assert case.config["halt_max_steps"] == max_steps and case.calls("train") == 4
+    carry, max_refinement_steps = model.initial_carry(size, case.config["seq_len"]), 3
+    assert case.config["halt_max_steps"] == max_refinement_steps and case.calls("train") == 4
     for index in range(4):
         expected = case.group(f"train{index}")
         carry = refill(carry, case.batch(index))
         for key in DATA:
             assert torch.equal(carry.data[key], expected[f"current/{key}"].long()), key
         model.zero_grad()
-        output = model(carry, **carry.data, max_steps=max_steps)
+        output = model(carry, **carry.data, max_refinement_steps=max_refinement_steps)
         carry = output.carry
         carry.halted = should_halt(
-            output.stop, carry.refinement_steps, max_steps, torch.zeros(size).long()
+            output.stop, carry.refinement_steps, max_refinement_steps, torch.zeros(size).long()
         )
         for name in ("logits", "q_halt_logits", "q_continue_logits", "target_q_continue"):
             if name in expected:

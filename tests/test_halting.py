@@ -1,4 +1,4 @@
-"""When an example halts, how its slot is reset, and how the carry becomes tensors and back."""
+"""When an example halts, how its batch row is reset, and how the carry becomes tensors and back."""
 
 from __future__ import annotations
 
@@ -67,15 +67,15 @@ def test_with_a_limit_of_one_every_example_halts() -> None:
     st.integers(0, 10**7),
 )
 def test_minimum_steps_is_a_pure_function_in_range(
-    num: int, max_steps: int, prob: float, seed: int, step: int
+    num: int, limit: int, prob: float, seed: int, step: int
 ) -> None:
     before = torch.get_rng_state()
-    drawn = minimum_steps(num, max_steps, prob, seed, step)
+    drawn = minimum_steps(num, limit, prob, seed, step)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(minimum_steps(num, max_steps, prob, seed, step), drawn)
+    assert torch.equal(minimum_steps(num, limit, prob, seed, step), drawn)
     assert drawn.shape == (num,) and drawn.dtype == torch.int64
     explored = drawn[drawn != 0]
-    assert ((explored >= min(2, max_steps)) & (explored <= max_steps)).all()
+    assert ((explored >= min(2, limit)) & (explored <= limit)).all()
 
 
 def test_minimum_steps_depends_on_seed_and_step() -> None:
@@ -88,14 +88,14 @@ def test_minimum_steps_depends_on_seed_and_step() -> None:
 
 
 def test_minimum_steps_is_uniform_with_the_given_probability() -> None:
-    num, max_steps, prob = 100, 5, 0.3
-    drawn = torch.cat([minimum_steps(num, max_steps, prob, 7, step) for step in range(400)])
-    counts = torch.bincount(drawn, minlength=max_steps + 1) / len(drawn)
+    num, limit, prob = 100, 5, 0.3
+    drawn = torch.cat([minimum_steps(num, limit, prob, 7, step) for step in range(400)])
+    counts = torch.bincount(drawn, minlength=limit + 1) / len(drawn)
     assert counts[0].item() == pytest.approx(1 - prob, abs=0.01)
     assert counts[1] == 0
     torch.testing.assert_close(counts[2:], torch.full((4,), prob / 4), rtol=0, atol=0.006)
-    by_slot = drawn.view(400, num).gt(0).float().mean(dim=0)  # no slot is favoured
-    assert by_slot.min() > 0.2 and by_slot.max() < 0.4
+    by_row = drawn.view(400, num).gt(0).float().mean(dim=0)  # no row is favoured
+    assert by_row.min() > 0.2 and by_row.max() < 0.4
     neighbours = drawn.view(400, num).gt(0).float()
     together = (neighbours[1:] * neighbours[:-1]).mean().item()
     assert together == pytest.approx(prob**2, abs=0.01)  # steps are independent
@@ -114,7 +114,7 @@ def test_slices_of_ranks_make_up_the_draw_of_one_process() -> None:
         assert torch.equal(torch.cat(parts), whole)
 
 
-def test_reset_touches_exactly_the_halted_slots() -> None:
+def test_reset_touches_exactly_the_halted_rows() -> None:
     carry, H_init, L_init = make_carry(), torch.randn(2), torch.randn(2)
     before = {name: value.clone() for name, value in carry.tensors().items()}
     fresh = reset_halted(carry, H_init, L_init)
@@ -134,7 +134,7 @@ def test_reset_keeps_the_dtype_of_the_states() -> None:
     assert fresh.z_H.dtype == fresh.z_L.dtype == torch.float32
 
 
-def test_refill_gives_fresh_data_to_exactly_the_halted_slots() -> None:
+def test_refill_gives_fresh_data_to_exactly_the_halted_rows() -> None:
     carry = make_carry()
     carry.data["grid"] = torch.zeros(4, 2, 3)
     before = {name: value.clone() for name, value in carry.tensors().items()}

@@ -14,14 +14,14 @@ PACKAGE = Path(__file__).parents[1] / "latent_reason"
 # for every module in these folders.
 ROWS = (
     {"errors"},
-    {"config", "layers", "losses", "model_folder", "results"},
+    {"config", "files", "layers", "losses", "model_folder", "results", "command_line"},
     {"recursion", "halting", "train_config"},
     {"reasoner"},
     {"llm", "adapters"},
     {"core", "data"},
     {"latent_reasoner", "controls"},
     {"optim", "metrics", "checkpoint", "run_lock"},
-    {"progress", "training", "evaluation", "report", "runs"},
+    {"progress", "training", "evaluation", "report", "environment"},
     {"run_frame", "run_options"},
     {"puzzles", "experiment"},
     {"comparison"},

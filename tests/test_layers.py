@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -42,12 +43,16 @@ def test_rms_norm_computes_in_fp32_and_keeps_the_dtype() -> None:
     assert rms_norm(torch.zeros(2, 3), 1e-5).eq(0).all()
 
 
-def test_init_linear_is_truncated_at_two_std() -> None:
-    linear = nn.Linear(64, 500)
-    assert init_linear(linear) is linear
+@pytest.mark.parametrize(("kind", "std"), [("zero", 0.88), ("normal", 1.0)])
+def test_linear_layers_start_as_normals_cut_at_two_std(
+    kind: Literal["zero", "normal"], std: float
+) -> None:
+    """As they are for residual_init zero; widened to std 1 / sqrt(fan in) as in the originals."""
+    linear = nn.Linear(64, 1000)
+    assert init_linear(linear, replace(CONFIG, residual_init=kind)) is linear
     weight = linear.weight * 8
-    assert 1.9 < weight.abs().max() <= 2
-    assert weight.std().item() == pytest.approx(0.88, abs=0.02)  # of a normal cut at two std
+    assert weight.std().item() == pytest.approx(std, abs=0.01)
+    assert 1.98 < weight.abs().max() / (std / 0.88) <= 2.001
 
 
 @pytest.mark.parametrize(

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from test_published_weights import assert_equal, make_weights, write_original
+from tiny_recipes import run_main
 
 from latent_reason.__main__ import main
 from latent_reason.puzzles.folder import load_puzzle_model
-from latent_reason.runs import run_script
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """Run the command line in this process; return its exit code."""
-    monkeypatch.setattr(sys, "argv", ["latent_reason", *words])
-    with pytest.raises(SystemExit) as end:
-        run_script(main)
-    assert isinstance(end.value.code, int)
-    return end.value.code
+def run(*words: str) -> int:
+    return run_main(main, *words)
 
 
 def test_import_and_export(
@@ -30,9 +24,9 @@ def test_import_and_export(
     monkeypatch.chdir(tmp_path)
     write_original(tmp_path / "original", make_weights())
     words = ["import", "original/step_5", "--puzzle", "sudoku-4x4", "--output", "model"]
-    assert run(monkeypatch, *words) == 0
+    assert run(*words) == 0
     assert load_puzzle_model("model").puzzle_name == "sudoku-4x4"
-    assert run(monkeypatch, "export", "model", "--output", "step_0") == 0
+    assert run("export", "model", "--output", "step_0") == 0
     assert_equal(torch.load("step_0"), make_weights())
     assert capsys.readouterr() == ("model\nstep_0\n", "")
 
@@ -45,9 +39,9 @@ def test_import_with_options(
     Path("original/all_config.yaml").rename("elsewhere.yaml")
     words = ["import", "original/step_5", "--config", "elsewhere.yaml", "--num-cells", "16"]
     words += ["--num-puzzles", "7", "--output", "model"]
-    assert run(monkeypatch, *words) == 2
+    assert run(*words) == 2
     assert "7 are wanted; choose what becomes of them" in capsys.readouterr().err
-    assert run(monkeypatch, *words, "--puzzles", "mean") == 0
+    assert run(*words, "--puzzles", "mean") == 0
     assert load_puzzle_model("model").model.config.num_puzzles == 7
 
 
@@ -59,7 +53,7 @@ def test_report_and_picture(
     rows = [row | {"refinement_steps": step, "ci95": [0.2, 0.8]} for step in (1, 2)]
     Path("run").mkdir()
     Path("run/results.json").write_text(json.dumps({"schema_version": 1, "rows": rows}))
-    assert run(monkeypatch, "report", "run", "--picture", "depth.png") == 0
+    assert run("report", "run", "--picture", "depth.png") == 0
     assert capsys.readouterr().out == "run/report.html\ndepth.png\n"
     assert Path("depth.png").read_bytes().startswith(b"\x89PNG")
     assert "reasoner" in Path("run/report.html").read_text()
@@ -68,7 +62,7 @@ def test_report_and_picture(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "the following arguments are required: COMMAND; see --help"),
+        ([], "the following arguments are required: COMMAND; see python -m latent_reason --help"),
         (["dance"], "invalid choice: 'dance'"),
         (["import", "nowhere", "--output", "x"], "nowhere: cannot be read"),
         (["export", "nowhere", "--output", "x"], "model nowhere: not a complete model folder"),
@@ -83,7 +77,7 @@ def test_bad_input_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, *words) == 2
+    assert run(*words) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: ") and err.count("\n") == 1

@@ -66,6 +66,17 @@ def test_turns_and_mirrors_are_theirs(number: int) -> None:
     assert np.array_equal(ours.apply(grid), their_turn(grid, number))
 
 
+def test_names_of_hrm_say_the_same(tmp_path: Path) -> None:
+    """HRM joins task, turn and colours by "_" where TRM has "|||"."""
+    theirs = read_identifiers(
+        write(tmp_path, [entry.replace("|||", "_") for entry in ENTRIES]), len(ENTRIES)
+    )
+    ours = read(tmp_path)
+    assert theirs.rows == ours.rows
+    assert torch.equal(theirs.dihedral, ours.dihedral)
+    assert torch.equal(theirs.colours, ours.colours)
+
+
 def test_a_test_pair_is_shown_as_its_identifier_says(tmp_path: Path) -> None:
     dataset = PublishedArc(TASKS, read(tmp_path))
     seen: dict[str, list[int]] = {name: [] for name in COUNTS}
@@ -147,7 +158,7 @@ def test_an_imported_checkpoint_votes(
     original(tmp_path)
     write(tmp_path)
     words = ["import", "original/step_5", "--puzzle", "arc", "--output", "model"]
-    assert run(monkeypatch, *words, "--identifiers", "identifiers.json") == 0
+    assert run(*words, "--identifiers", "identifiers.json") == 0
     saved = load_puzzle_model("model")
     assert saved.puzzle is not None and saved.puzzle.name == "arc"
     path = write_task(tmp_path / "f.json", TASKS[1])
@@ -159,12 +170,12 @@ def test_an_imported_checkpoint_votes(
     assert (code, err) == (0, "") and "pass@5 of 5 votes" in out
     capsys.readouterr()
     (tmp_path / "model" / "identifiers.json").unlink()
-    assert run(monkeypatch, "solve", "e.json", "--model", "model") == 2
+    assert run("solve", "e.json", "--model", "model") == 2
     assert "or by import --identifiers" in capsys.readouterr().err
 
 
 def test_a_file_that_does_not_fit_writes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = original(tmp_path)
     path = write(tmp_path, ENTRIES[:-1])
@@ -172,5 +183,5 @@ def test_a_file_that_does_not_fit_writes_nothing(
         import_published(source, tmp_path / "model", puzzle_name="arc", identifiers=path)
     assert not (tmp_path / "model").exists()
     words = ["import", str(source), "--output", str(tmp_path / "model"), "--num-cells", "900"]
-    assert run(monkeypatch, *words, "--identifiers", str(path)) == 2
+    assert run(*words, "--identifiers", str(path)) == 2
     assert "identifiers: expected with --puzzle arc only" in capsys.readouterr().err

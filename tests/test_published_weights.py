@@ -220,6 +220,13 @@ def test_another_number_of_puzzles_needs_a_choice(original: Path, tmp_path: Path
     assert imported_table(import_tiny(original, num_puzzles=ROWS)).shape == (ROWS, 8)
 
 
+def test_a_huge_number_of_puzzles_is_refused_before_memory_is_taken(original: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match="num_puzzles: got 100000000000, expected a whole number"
+    ):
+        import_tiny(original, num_puzzles=10**11, puzzles="zero")
+
+
 def test_no_table_to_resize(tmp_path: Path) -> None:
     weights = make_weights()
     del weights[f"{PREFIX}puzzle_emb.weights"]
@@ -500,7 +507,7 @@ def test_a_damaged_origin(change: dict[str, Any], original: Path) -> None:
 
 def test_a_file_that_cannot_be_written(original: Path) -> None:
     folder = import_tiny(original)
-    for target in ("nowhere/x", "nowhere/x.safetensors", "original"):
+    for target in ("nowhere/x", "nowhere/x.safetensors", "original", "original/step_5/x"):
         with pytest.raises(CheckpointError, match="^cannot write "):
             export_published(folder, folder.parent / target)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["model", "original"]

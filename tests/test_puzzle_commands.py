@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from arc_tasks import FOLDER, official
+from tiny_recipes import run_main
 
 from latent_reason.data.__main__ import main
 from latent_reason.data.kinds import find_puzzle
@@ -24,7 +25,7 @@ SEVERAL = "1..............." + ",1234341221434321"
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str], str]:
     """Exit code, lines on stdout, text on stderr."""
-    code = main([*words])
+    code = run_main(main, *words)
     printed = capsys.readouterr()
     return code, printed.out.splitlines(), printed.err
 

@@ -214,9 +214,9 @@ def test_a_question_in_two_files_is_refused_with_both_places(files: dict[str, An
 # A run
 
 
-def make_run(folder: Path, **values: Any) -> PuzzleRun:
+def make_run(folder: Path, resume: bool = False, **values: Any) -> PuzzleRun:
     config = PuzzleRunConfig(output_dir=folder, **(SMALL | values))
-    return PuzzleRun("mine", config, resume=False)
+    return PuzzleRun("mine", config, resume)
 
 
 def test_sizes_are_those_of_the_puzzle_and_weights_those_of_the_seed(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_the_trainer_tells_the_limit_and_evaluates_by_it(tmp_path: Path) -> None
     run = make_run(tmp_path, hints=0.8)
     train = TrainConfig(batch_size=4, halt=halt, cycles_curriculum=(0.0, 1.0))
     model, trainer = run.make_trainer(tmp_path, PuzzleModelConfig(reasoner=reasoner), train)
-    assert trainer.options(0.5, 2) == {"max_steps": 2, "cycles": (2, 3)}
+    assert trainer.options(0.5, 2) == {"max_refinement_steps": 2, "cycles": (2, 3)}
     assert run.data["train"].hints == 0.4, "hints fall to none over the training"
     torch.nn.init.constant_(model.q_head.bias, 1e4)  # stops at once
     metrics = trainer.evaluate()
@@ -424,6 +424,15 @@ def test_training_starts_from_a_saved_model(whole: Path, tmp_path: Path) -> None
     assert done.code == 0, done.err
     values = json.loads((tmp_path / "more" / "config.json").read_text())
     assert values["start_from"] == "whole/model"
+
+
+def test_a_start_killed_before_its_first_checkpoint_starts_from_there_again(
+    whole: Path, tmp_path: Path
+) -> None:
+    saved = load_puzzle_model(whole / "model").model
+    words = {"puzzle": "sudoku-4x4", "model": saved.config, "start_from": whole / "model"}
+    run = make_run(tmp_path / "more", resume=True, **words)
+    assert torch.equal(run.make_model(saved.config).lm_head.weight, saved.lm_head.weight)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -265,13 +265,29 @@ def test_symbols_of_cells_are_given_excluded_or_open() -> None:
             assert torch.equal(x[symbol, cell], given if cell == symbol + 1 else excluded)
 
 
-def test_tables_are_scaled_to_unit_variance_in_use() -> None:
-    model = make_model(Sudoku(3, 3), replace(SMALL, hidden_size=128, positions="learned"))
+@pytest.mark.parametrize(("kind", "std"), [("zero", 0.88), ("normal", 1.0)])
+def test_tables_and_states_start_as_normals_in_use(
+    kind: Literal["zero", "normal"], std: float
+) -> None:
+    sizes = replace(SMALL, hidden_size=512, positions="learned", residual_init=kind)
+    model = make_model(Sudoku(3, 3), sizes)
     assert model.embed_pos is not None
-    for table in (model.embed_tokens, model.embed_pos):
-        weight = table.weight * 128**0.5
-        assert weight.std().item() == pytest.approx(0.88, abs=0.04)  # of a normal cut at two std
-        assert weight.abs().max() <= 2
+    scale = 512**0.5
+    states = torch.stack((model.reasoner.H_init, model.reasoner.L_init))
+    for weight in (model.embed_tokens.weight * scale, model.embed_pos.weight * scale, states):
+        assert weight.std().item() == pytest.approx(std, abs=0.06)
+        assert weight.abs().max() <= 2 * std / 0.8796
+
+
+@pytest.mark.parametrize("reasoner", [SMALL, GROUPED])
+def test_bf16_gives_every_weight_a_gradient(reasoner: ReasonerConfig) -> None:
+    """Weights that autocast has cast in a cycle without gradient are not those of the last one."""
+    model, inputs = make_model(Sudoku(2, 2), reasoner), torch.randint(1, 6, (2, 16))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(model.initial_carry(2, 16), inputs, labels=inputs.clamp(min=2))
+    assert output.loss is not None
+    output.loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
 # Loss and halting
@@ -349,7 +365,7 @@ def test_q_continue_learns_from_the_next_step() -> None:
     carry.refinement_steps[last] = 3
     with torch.no_grad():
         model.q_head.bias[1] -= gain.sort().values[1:3].mean()
-    output = model.train()(carry, questions, labels, max_steps=4)
+    output = model.train()(carry, questions, labels, max_refinement_steps=4)
     assert output.carry.refinement_steps[last] == 4 and output.carry.refinement_steps[0] == 1
     after = model.eval()(output.carry, questions)
     better = after.q_continue_logits > after.q_halt_logits
@@ -373,7 +389,7 @@ def test_q_continue_learns_from_the_next_step() -> None:
 def test_the_target_of_q_continue_takes_as_many_cycles_as_the_step() -> None:
     questions, labels = half_asked()
     model = make_model(Sudoku(2, 2), q_continue=True).train()
-    output = model(mixed_carry(model), questions, labels, max_steps=4, cycles=(1, 1))
+    output = model(mixed_carry(model), questions, labels, max_refinement_steps=4, cycles=(1, 1))
     after = model(output.carry, questions, cycles=(1, 1))
     best = torch.maximum(after.q_halt_logits, after.q_continue_logits).sigmoid()
     torch.testing.assert_close(output.target_q_continue, best.detach())
@@ -391,7 +407,7 @@ def test_q_continue_is_not_trained_in_evaluation() -> None:
     assert output.loss.item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_step_starts_halted_slots_anew_and_detaches_its_states() -> None:
+def test_a_step_starts_halted_rows_anew_and_detaches_its_states() -> None:
     questions, _ = half_asked()
     model = make_model(Sudoku(2, 2))
     carry = mixed_carry(model)

@@ -278,18 +278,18 @@ def test_the_model_is_told_the_limit_of_the_step(tmp_path: Path) -> None:
     trainer = make_puzzle_trainer(tmp_path, model_config=AS_HRM)
     calls, limits, forward = [], [], trainer.model.forward
 
-    def options(progress: float, max_steps: int) -> dict[str, Any]:
-        calls.append((progress, max_steps))
-        return {"max_steps": max_steps}
+    def options(progress: float, limit: int) -> dict[str, Any]:
+        calls.append((progress, limit))
+        return {"max_refinement_steps": limit}
 
     def watched(**batch: Any) -> Any:
-        limits.append(batch["max_steps"])
+        limits.append(batch["max_refinement_steps"])
         return forward(**batch)
 
     trainer.options, trainer.model.forward = options, watched
     for _ in range(24):
         trainer.train_step()
-    expected = [(s / 24, TRAIN.halt.max_steps_at(s / 24)) for s in range(24)]
+    expected = [(s / 24, TRAIN.halt.limit_at(s / 24)) for s in range(24)]
     assert calls == expected
     assert limits == [limit for _, limit in expected]
     assert {1, 2, 3, 4} == set(limits)
@@ -315,7 +315,7 @@ def test_every_number_of_cycles_is_compiled(
     trainer = make_puzzle_trainer(tmp_path, model_config=plain, compile=True)
     few = [(1, 1), (1, 2), (2, 1), (1, 3), (2, 2), (1, 4), (3, 1), (1, 5), (1, 6)]
     for cycles in few:
-        trainer.options = lambda *args, now=cycles: {"max_steps": 4, "cycles": now}
+        trainer.options = lambda *args, now=cycles: {"max_refinement_steps": 4, "cycles": now}
         before = counter.frame_count
         trainer.train_step()
         assert counter.frame_count == before + 1, f"{cycles} is not compiled"
@@ -327,7 +327,7 @@ def test_every_number_of_cycles_is_compiled(
 
 
 def test_q_continue_decides_who_halts(tmp_path: Path) -> None:
-    """With exploration off, slots halt where q_halt is above q_continue, and at the limit."""
+    """With exploration off, rows halt where q_halt is above q_continue, and at the limit."""
     halt = HaltConfig(halt_max_steps=3, halt_exploration_prob=0.0)
     trainer = make_puzzle_trainer(tmp_path, model_config=AS_HRM, halt=halt)
     seen = []

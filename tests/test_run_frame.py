@@ -142,7 +142,10 @@ def test_a_run_folder_is_resumed_with_its_own_configuration(
         '{"preset": "plain", "size": "many"}',
         '{"preset": "plain", "depth": 2}',
         '{"preset": "plain", "train": {"max_steps": 0}}',
+        "[" * 20_000,
+        " " * 2**20 + "{}",
     ],
+    ids=lambda text: str(text)[:40],
 )
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, text: str | None) -> None:
     if text is not None:

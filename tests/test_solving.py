@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_recipes import run_main
 from torch import Tensor
 
 from latent_reason.__main__ import main
@@ -22,7 +23,6 @@ from latent_reason.puzzles import solving
 from latent_reason.puzzles.folder import SavedPuzzleModel, load_puzzle_model, save_puzzle_model
 from latent_reason.puzzles.model import PuzzleModel, PuzzleOutput
 from latent_reason.puzzles.solving import puzzle_name_of, solve
-from latent_reason.runs import run_script
 
 QUESTION = "3.2......3..24.1"
 ANSWER = "3124\n4213\n1342\n2431"
@@ -81,13 +81,8 @@ def shipped(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return checkpoints
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """Run the command line in this process; return its exit code."""
-    monkeypatch.setattr(sys, "argv", ["latent_reason", "solve", *words])
-    with pytest.raises(SystemExit) as end:
-        run_script(main)
-    assert isinstance(end.value.code, int)
-    return end.value.code
+def run(*words: str) -> int:
+    return run_main(main, "solve", *words)
 
 
 # --- when thinking ends ---------------------------------------------------------------------------
@@ -304,10 +299,8 @@ def test_a_shipped_model_takes_another_size_and_says_so(
 # --- the command line -----------------------------------------------------------------------------
 
 
-def test_a_solved_puzzle(
-    shipped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(monkeypatch, QUESTION) == 0
+def test_a_solved_puzzle(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(QUESTION) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert out.startswith(f"{ANSWER}\nvalid solution\nconfidence 0.")
@@ -332,12 +325,11 @@ def test_a_loop_is_told_to_who_asks_a_model_of_mazes_without(
     maze: str,
     told: bool,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     save_puzzle_model(tmp_path, make_model(find_puzzle(name)), name)
     (tmp_path / "maze").write_text(maze)
-    run(monkeypatch, str(tmp_path / "maze"), "--model", str(tmp_path), "--refinement-steps", "1")
+    run(str(tmp_path / "maze"), "--model", str(tmp_path), "--refinement-steps", "1")
     line = "note: this maze has a loop; the model has learnt mazes without loops only"
     assert capsys.readouterr().out.splitlines().count(line) == told
 
@@ -349,19 +341,17 @@ def test_a_file_and_stdin(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "maze").write_text(MAZE + "\n")
-    assert run(monkeypatch, str(tmp_path / "maze")) == 0
+    assert run(str(tmp_path / "maze")) == 0
     assert capsys.readouterr().out.startswith(PATHS[1])
     monkeypatch.setattr(sys, "stdin", io.StringIO(QUESTION))
-    assert run(monkeypatch, "-", "--model", str(shipped / "sudoku-4x4")) == 0
+    assert run("-", "--model", str(shipped / "sudoku-4x4")) == 0
     assert capsys.readouterr().out.startswith(ANSWER)
 
 
-def test_a_puzzle_that_it_cannot_solve(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_puzzle_that_it_cannot_solve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_puzzle_model(tmp_path, make_model(find_puzzle("sudoku-4x4")), "sudoku-4x4")
     words = ["--model", str(tmp_path), "--refinement-steps", "3"]
-    assert run(monkeypatch, QUESTION, *words) == 1
+    assert run(QUESTION, *words) == 1
     out, err = capsys.readouterr()
     assert err == ""
     assert "\nnot solved, " in out and ", 3 refinement steps, " in out
@@ -376,7 +366,11 @@ def test_a_puzzle_that_it_cannot_solve(
         (["1234"], "puzzle: 4 cells"),
         ([QUESTION, "--model", "nowhere"], "model nowhere: not a complete model folder"),
         ([QUESTION, "--refinement-steps", "0"], "refinement_steps: got 0"),
-        ([QUESTION, "--refinement-steps", "many"], "invalid int value: 'many'; see --help"),
+        ([QUESTION, "--puzzle", "/tmp/model-1"], "puzzle: got '/tmp/model-1'"),
+        (
+            [QUESTION, "--refinement-steps", "many"],
+            "invalid int value: 'many'; see python -m latent_reason solve --help",
+        ),
         ([], "the following arguments are required: puzzle"),
         (["\x00"], "puzzle: 1 cells"),
         (["x" * 5000], "puzzle: 5000 cells"),
@@ -392,7 +386,7 @@ def test_bad_input_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "noise.bin").write_bytes(b"\xff\xfe\xfa")
-    assert run(monkeypatch, *words) == 2
+    assert run(*words) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: ") and err.count("\n") == 1

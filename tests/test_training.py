@@ -411,7 +411,7 @@ def test_rows_at_walks_through_the_epochs() -> None:
 
 
 def visits(base: FrozenLLM, folder: Path, steps: int) -> list[list[tuple[int, int]]]:
-    """Return for each slot the (position, row) pairs in the order that they came to it.
+    """Return for each batch row the (position, row) pairs in the order that they came to it.
 
     Rows are recognised by what they hold.
     """
@@ -427,9 +427,9 @@ def visits(base: FrozenLLM, folder: Path, steps: int) -> list[list[tuple[int, in
         ]
         found = (alike[0] & alike[1]).nonzero()
         assert found[:, 0].tolist() == [*range(len(seen))]
-        for slot, pair in enumerate(zip(positions, found[:, 1].tolist(), strict=True)):
-            if not seen[slot] or seen[slot][-1] != pair:
-                seen[slot].append(pair)
+        for place, pair in enumerate(zip(positions, found[:, 1].tolist(), strict=True)):
+            if not seen[place] or seen[place][-1] != pair:
+                seen[place].append(pair)
     return seen
 
 

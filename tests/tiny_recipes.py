@@ -1,4 +1,4 @@
-"""Recipes run from their command line in forked children, for the tests of recipes."""
+"""Command lines run in this process, recipes in forked children, for tests."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
+import pytest
 from tiny_runs import forked
 
 from latent_reason import run_frame
-from latent_reason.runs import run_script
+from latent_reason.command_line import run_script
 from latent_reason.training import Trainer
 
 
@@ -51,6 +53,14 @@ def run_recipe(
     for stream in streams:
         stream.unlink()
     return Finished(code, out, err)
+
+
+def run_main(main: Callable[[], int | None], *words: str) -> int:
+    """Run a command line in this process; return its exit code."""
+    with patch.object(sys, "argv", ["main", *words]), pytest.raises(SystemExit) as end:
+        run_script(main)
+    assert isinstance(end.value.code, int)
+    return end.value.code
 
 
 def at_step(step: int, number: int) -> Callable[[], None]:

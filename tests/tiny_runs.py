@@ -126,8 +126,8 @@ def make_puzzle_trainer(
         counter = val.sweep(model, [2]).at[2]
         return {"val/exact_accuracy": counter.exact_accuracy, "val/accuracy": counter.accuracy}
 
-    def options(progress: float, max_steps: int) -> dict[str, Any]:
-        return {"max_steps": max_steps}
+    def options(progress: float, limit: int) -> dict[str, Any]:
+        return {"max_refinement_steps": limit}
 
     return Trainer(
         accelerator,

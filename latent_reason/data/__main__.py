@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import Counter, defaultdict
 from dataclasses import replace
-from typing import NoReturn
 
+from latent_reason.command_line import Parser, run_script
 from latent_reason.data.jsonl import find_leaks, read_jsonl, write_jsonl
 from latent_reason.data.puzzle_commands import add_commands
 from latent_reason.data.tasks import SPLITS, TASKS, find_task
-from latent_reason.errors import ConfigError, DataError, UserError
+from latent_reason.errors import DataError
 
 _EPILOG = """examples:
   python -m latent_reason.data list
@@ -39,13 +38,8 @@ _MAX_SHOWN = 10
 _MAX_CHARACTERS = 400
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see {self.prog} --help")
-
-
 def _build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m latent_reason.data",
         description="Text tasks with a rule, JSONL files of prompts and answers, files of puzzles.",
         epilog=_EPILOG,
@@ -167,17 +161,12 @@ def _validate(args: argparse.Namespace) -> None:
         print(f"{args.file}: no row occurs in {args.against}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command and return the exit code: 0, or 2 after a line "error: ..." on stderr."""
-    try:
-        args = _build_parser().parse_args(argv)
-        for line in args.run(args) or ():
-            print(line)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main() -> None:
+    """Run one command."""
+    args = _build_parser().parse_args()
+    for line in args.run(args) or ():
+        print(line)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

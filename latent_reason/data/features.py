@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from latent_reason.config import ReadLayer
 from latent_reason.data.order import rows_at
 from latent_reason.data.tasks import Example
 from latent_reason.data.text import TextDataset
+from latent_reason.files import replacing
 from latent_reason.llm import FrozenLLM
 
 
@@ -59,9 +59,8 @@ class StateCache:
         path = folder / f"states-{cache_key(llm, layers, dataset)}.npy"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".tmp{os.getpid()}")
-            write_states(dataset, llm, layers, temporary, batch_size, progress)
-            os.replace(temporary, path)
+            with replacing(path) as temporary:
+                write_states(dataset, llm, layers, temporary, batch_size, progress)
         self.states = np.load(path, mmap_mode="r", allow_pickle=False)
 
     def __len__(self) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 from latent_reason.data.tasks import TASKS, Example
 from latent_reason.errors import DataError
-from latent_reason.results import refuse_constant
+from latent_reason.files import refuse_constant, replacing
 
 MAX_LINE_BYTES = 1_000_000
 MAX_FILE_BYTES = 2 * 1024**3
@@ -143,14 +143,10 @@ def write_jsonl(path: str | os.PathLike[str], examples: Iterable[Example]) -> No
     path = Path(path)
     if path.exists() and not path.is_file():
         raise DataError(f"{path}: not a regular file; give another name")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replacing(path) as temporary:
             _write_lines(temporary, path, examples)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; give a path that can be written") from None
 

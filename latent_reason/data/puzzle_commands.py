@@ -6,12 +6,12 @@ import argparse
 import csv
 import gzip
 import io
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latent_reason.errors import ConfigError, DataError
+from latent_reason.files import replacing
 
 if TYPE_CHECKING:
     from latent_reason.data.puzzles import PuzzleDataset
@@ -110,14 +110,10 @@ def write_csv(path: Path, data: PuzzleDataset) -> None:
     content = text.getvalue().encode()
     if path.suffix == ".gz":
         content = gzip.compress(content, mtime=0)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replacing(path) as temporary:
             temporary.write_bytes(content)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; give a path that can be written") from None
 

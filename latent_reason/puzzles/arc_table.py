@@ -14,9 +14,9 @@ from latent_reason.config import PuzzleModelConfig
 from latent_reason.data.arc import ArcDataset
 from latent_reason.data.arc_files import ArcTask
 from latent_reason.errors import ConfigError
+from latent_reason.files import read_bounded, write_json
 from latent_reason.model_folder import reading
 from latent_reason.puzzles.published_identifiers import IDENTIFIERS, PublishedArc, read_identifiers
-from latent_reason.runs import write_json
 
 TABLE = "tasks.json"
 MAX_BYTES = 4 * 1024**2
@@ -45,11 +45,7 @@ def read_table(folder: Path, num_puzzles: int) -> ArcTable:
         CheckpointError: it is missing, corrupt, or not of a puzzle table of `num_puzzles` rows.
     """
     with reading(folder, "model", "recipes/train_puzzle.py for ARC or by import --identifiers"):
-        with open(folder / TABLE, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise ValueError(f"{TABLE}: more than {MAX_BYTES:,} bytes")
-        saved = json.loads(data)
+        saved = json.loads(read_bounded(folder / TABLE, MAX_BYTES))
         if not isinstance(saved, dict) or saved.keys() != {*ArcTable._fields}:
             raise ValueError(f"{TABLE}: must be an object of {', '.join(ArcTable._fields)}")
         table = ArcTable(**saved)

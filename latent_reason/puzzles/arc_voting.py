@@ -26,10 +26,10 @@ from latent_reason.data.arc import ArcDataset
 from latent_reason.data.arc_canvas import ArcSymmetry, crop
 from latent_reason.data.arc_files import Grid
 from latent_reason.errors import DataError
+from latent_reason.files import write_json
 from latent_reason.metrics import wilson_interval
 from latent_reason.puzzles.evaluation import refine
 from latent_reason.puzzles.model import PuzzleModel
-from latent_reason.runs import write_json
 
 PASS_AT = (1, 2, 5, 10, 100, 1000)
 NUM_ATTEMPTS = 2

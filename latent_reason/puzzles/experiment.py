@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from latent_reason.checkpoint import latest_checkpoint
-from latent_reason.config import PuzzleModelConfig, check
+from latent_reason.config import PuzzleModelConfig, check, check_unread
 from latent_reason.data.arc_canvas import ArcCanvas
 from latent_reason.data.own_puzzle import named_puzzle
 from latent_reason.data.puzzle_files import (
@@ -68,6 +68,9 @@ class PuzzleRunConfig(FrameConfig):
         check(0 <= self.hints <= 1, "hints", self.hints, "a part from 0 to 1")
         share = self.train.through_base_from
         check(share == 1, "train.through_base_from", share, "1.0: for text only")
+        if not self.model.puzzle_emb_size:
+            for name in ("puzzle_learning_rate", "puzzle_weight_decay"):
+                check_unread(self.train, name, "there is no puzzle table without puzzle_emb_size")
         if bool(self.train_data) != (self.test_data is not None):
             raise ConfigError("train_data and test_data: got one, expected both or none")
         if self.controls and self.start_from is not None:
@@ -199,8 +202,9 @@ class PuzzleRun(RunFrame):
             config, vocab_size=self.puzzle.vocab_size, num_cells=self.puzzle.num_cells
         )
         model = PuzzleModel(config, self.puzzle.groups())
-        if self.config.start_from is not None and not self.resume:
-            copy_weights(model, self.config.start_from)
+        start = self.config.start_from  # also of a run that was killed before it saved anything
+        if start is not None and latest_checkpoint(self.folder / "checkpoints") is None:
+            copy_weights(model, start)
         return model
 
     def evaluator(self, split: str) -> PuzzleEvaluator:
@@ -225,10 +229,11 @@ class PuzzleRun(RunFrame):
                 "val/mean_refinement_steps": sweep.mean_steps,
             }
 
-        def options(progress: float, max_steps: int) -> dict[str, Any]:
+        def options(progress: float, limit: int) -> dict[str, Any]:
             if self.config.hints:
                 self.data["train"].hints = self.config.hints * (1 - progress)
-            return {"max_steps": max_steps, "cycles": train.cycles_at(progress, config.reasoner)}
+            cycles = train.cycles_at(progress, config.reasoner)
+            return {"max_refinement_steps": limit, "cycles": cycles}
 
         trainer = Trainer(
             self.accelerator, model, self.data["train"], train, folder, evaluate, self.say, options

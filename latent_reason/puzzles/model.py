@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from latent_reason.config import PuzzleModelConfig
 from latent_reason.halting import Carry, reset_halted
-from latent_reason.layers import Positions, init_linear
+from latent_reason.layers import Positions, fill_normal, init_linear
 from latent_reason.losses import answer_loss, answer_losses, exactly_right, halt_loss
 from latent_reason.reasoner import Reasoner
 
@@ -77,20 +77,20 @@ class PuzzleModel(nn.Module):
             nn.init.zeros_(self.puzzle_emb.weight)
         self.reasoner = Reasoner(config.reasoner, num_positions)
         outputs = 1 if config.symbol_states else config.vocab_size
-        self.lm_head = init_linear(nn.Linear(size, outputs, bias=False))
+        self.lm_head = init_linear(nn.Linear(size, outputs, bias=False), config.reasoner)
         self.q_head = nn.Linear(size, 2)
         nn.init.zeros_(self.q_head.weight)
         nn.init.constant_(self.q_head.bias, -5.0)
 
     def _table(self, num: int) -> nn.Embedding:
-        """Return a table of truncated normals of std 1/sqrt(D); in use it is times sqrt(D)."""
-        table = nn.Embedding(num, self.config.reasoner.hidden_size)
-        std = 1 / math.sqrt(table.embedding_dim)
-        nn.init.trunc_normal_(table.weight, std=std, a=-2 * std, b=2 * std)
+        """Return a table filled with std 1/sqrt(D); in use it is times sqrt(D)."""
+        config = self.config.reasoner
+        table = nn.Embedding(num, config.hidden_size)
+        fill_normal(table.weight, 1 / math.sqrt(table.embedding_dim), config)
         return table
 
     def initial_carry(self, num: int, num_tokens: int) -> Carry:
-        """Return a carry of `num` slots, all halted, for grids of `num_tokens` cells."""
+        """Return a carry of `num` batch rows, all halted, for grids of `num_tokens` cells."""
         config = self.config
         copies = config.vocab_size - 2 if config.symbol_states else 1
         length = config.puzzle_emb_len + num_tokens * copies
@@ -129,17 +129,17 @@ class PuzzleModel(nn.Module):
         inputs: Tensor,
         labels: Tensor | None = None,
         puzzle_identifiers: Tensor | None = None,
-        max_steps: int | None = None,
+        max_refinement_steps: int | None = None,
         cycles: tuple[int, int] | None = None,
     ) -> PuzzleOutput:
         """Run one refinement step.
 
         Args:
-            carry: halted slots start anew.
+            carry: halted batch rows start anew.
             inputs: (B, S) int64 tokens.
             labels: (B, S) int64, -100 where nothing is asked.
             puzzle_identifiers: (B,) int64, needed with a puzzle table.
-            max_steps: most refinement steps of an example, needed to train q_continue.
+            max_refinement_steps: most refinement steps of an example, needed to train q_continue.
             cycles: (H_cycles, L_cycles) in place of those of the configuration.
         """
         if self.config.num_chains > 1:
@@ -158,11 +158,11 @@ class PuzzleModel(nn.Module):
             loss = answer_loss(output.logits, labels, self.config.loss)
             loss = loss + 0.5 * halt_loss(q_halt_logits, output.correct)
             if self.config.q_continue and self.training:
-                assert max_steps is not None, "max_steps"
+                assert max_refinement_steps is not None, "max_refinement_steps"
                 with torch.no_grad():
                     next_z_H, _ = self.reasoner(x, carry.z_H, carry.z_L, where, cycles)
                     target = self._target(
-                        *self.judge(next_z_H), carry.refinement_steps >= max_steps
+                        *self.judge(next_z_H), carry.refinement_steps >= max_refinement_steps
                     )
                 output.target_q_continue = target
                 q_loss = F.binary_cross_entropy_with_logits(q_continue_logits, target)

@@ -1,8 +1,8 @@
 """`identifiers.json` of the original HRM and TRM: what the rows of their ARC puzzle tables mean.
 
-A list with an entry for each row: "<blank>", a task as it is, or TASK|||tD|||PERMUTATION, the task
-turned by D with colour c renamed to digit number c of PERMUTATION. They write it beside the data
-that they train on.
+A list with an entry for each row: "<blank>", a task as it is, or TASK|||tD|||PERMUTATION (HRM:
+TASK_tD_PERMUTATION), the task turned by D with colour c renamed to digit number c of PERMUTATION.
+They write it beside the data that they train on.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ from latent_reason.data.arc import ArcDataset
 from latent_reason.data.arc_canvas import FLIP_COLUMNS, FLIP_ROWS, TRANSPOSE
 from latent_reason.data.arc_files import NUM_COLOURS, ArcTask
 from latent_reason.errors import CheckpointError
+from latent_reason.files import read_bounded
 
 IDENTIFIERS = "identifiers.json"
 MAX_BYTES = 256 * 1024**2
 BLANK, PLAIN = "<blank>", "0123456789"
-FORM = re.compile(r"(?P<task>[^|]+)(\|\|\|t(?P<turn>[0-7])\|\|\|(?P<names>[0-9]{10}))?")
+FORM = re.compile(
+    r"(?P<task>[^|]+?)((?P<sep>\|\|\||_)t(?P<turn>[0-7])(?P=sep)(?P<names>[0-9]{10}))?"
+)
 DIHEDRAL = (
     0,
     TRANSPOSE | FLIP_ROWS,  # a quarter turn to the left, np.rot90
@@ -76,11 +79,7 @@ def read_identifiers(path: Path, num_puzzles: int) -> Identifiers:
             `num_puzzles` rows.
     """
     try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise ValueError(f"more than {MAX_BYTES:,} bytes")
-        entries = json.loads(data)
+        entries = json.loads(read_bounded(path, MAX_BYTES))
         if not isinstance(entries, list) or entries[:1] != [BLANK]:
             raise ValueError(f"must be a list that starts with {BLANK!r}")
         if len(entries) != num_puzzles:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from torch import Tensor
 from latent_reason.config import PuzzleModelConfig, ReasonerConfig, check
 from latent_reason.data.own_puzzle import named_puzzle
 from latent_reason.errors import CheckpointError
+from latent_reason.files import replacing
 from latent_reason.model_folder import check_fit
 from latent_reason.puzzles.folder import (
     SavedPuzzleModel,
@@ -39,6 +39,8 @@ NAMES = {
 }
 OUR_NAMES = {ours: theirs for theirs, ours in NAMES.items()}
 TABLE = "puzzle_emb.weights"
+MAX_TABLE = 2**32
+"""Most numbers in a puzzle table that is resized."""
 CLASSES = {
     "TinyRecursiveReasoningModel_ACTV1": ("trm", "trm"),
     "HierarchicalReasoningModel_ACTV1": ("hrm", "hrm_act_v1"),
@@ -140,6 +142,8 @@ def _prefix_length(values: Mapping[str, Any], hrm: bool) -> int:
     check(type(size) is int, "puzzle_emb_ndim", size, "a whole number")
     if size == 0:
         return 0
+    if "hidden_size" not in values:
+        raise CheckpointError("configuration of the original: 'hidden_size' is missing")
     length = 0 if hrm else values.get("puzzle_emb_len", 16)
     return length or -(-size // values["hidden_size"])
 
@@ -223,16 +227,13 @@ def export_published(folder: str | Path, target: str | Path, weights: Weights = 
         prefix + original_name(name): tensor.to(dtypes.get(name, torch.float32)).contiguous()
         for name, tensor in saved.model.state_dict().items()
     }
-    temporary = target.with_name(f".tmp-{target.name}")
     try:
-        with open(temporary, "wb") as file:
+        with replacing(target) as temporary, open(temporary, "wb") as file:
             if target.suffix == ".safetensors":
                 file.write(save(tensors))
             else:
                 torch.save(tensors, file)
-        os.replace(temporary, target)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {target}: {error}; choose another file") from error
 
 
@@ -278,7 +279,9 @@ def _resized(table: Tensor, wanted: Any, puzzles: Puzzles | None) -> Tensor:
     """Return the puzzle table (P, E) with `wanted` rows."""
     num = len(table)
     wanted = num if wanted is None else wanted
-    check(type(wanted) is int and wanted >= 1, "num_puzzles", wanted, "a whole number from 1 up")
+    most = MAX_TABLE // max(1, table[:1].numel())
+    fits = type(wanted) is int and 1 <= wanted <= max(num, most)
+    check(fits, "num_puzzles", wanted, f"a whole number from 1 to {max(num, most):,}")
     if puzzles is None and wanted == num:
         return table
     if puzzles is None:

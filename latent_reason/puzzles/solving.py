@@ -13,6 +13,7 @@ from latent_reason.config import check
 from latent_reason.data.arc_canvas import ArcCanvas
 from latent_reason.data.kinds import BOXES
 from latent_reason.data.maze import PATH, Maze
+from latent_reason.data.own_puzzle import named_puzzle
 from latent_reason.data.puzzle_files import MAX_SOLVER_CELLS, Solver
 from latent_reason.data.puzzles import Puzzle
 from latent_reason.data.sudoku import Sudoku
@@ -141,8 +142,9 @@ def load_shipped(name: str) -> SavedPuzzleModel:
     """Load the model in this package for a puzzle, else one for another size of its kind.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or no such puzzle.
     """
+    named_puzzle(name)
     name = name.removeprefix("perfect-")
     if (CHECKPOINTS / name).is_dir():
         return load_puzzle_model(CHECKPOINTS / name)

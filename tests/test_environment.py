@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,28 +14,25 @@ from typing import Any
 import psutil
 import pytest
 import torch
-import tyro
 from accelerate import Accelerator
 from tiny_runs import on_two_processes
 
-from latent_reason import runs
-from latent_reason.errors import CheckpointError, ConfigError, DataError, UserError
-from latent_reason.runs import (
+from latent_reason import environment as module
+from latent_reason.environment import (
     check_world,
     command,
     environment,
     peak_gpu_memory_gib,
     peak_memory_gib,
-    read_options,
-    run_script,
-    write_json,
 )
+from latent_reason.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_process")
 SCRIPT = """
 import sys
 from accelerate import Accelerator
-from latent_reason.runs import check_world, run_script
+from latent_reason.command_line import run_script
+from latent_reason.environment import check_world
 
 def main():
     accelerator = Accelerator()
@@ -174,109 +170,6 @@ def test_two_processes_pass(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-# Errors and options
-
-
-@pytest.mark.parametrize("kind", [UserError, ConfigError, DataError, CheckpointError])
-def test_what_a_user_can_mend_is_one_line(
-    kind: type[UserError], capsys: pytest.CaptureFixture[str]
-) -> None:
-    def main() -> int:
-        raise kind("file.jsonl:3:\n  wrong;\tmend it")
-
-    with pytest.raises(SystemExit) as end:
-        run_script(main)
-    assert end.value.code == 2
-    assert capsys.readouterr().err == "error: file.jsonl:3: wrong; mend it\n"
-
-
-@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (3, 3)])
-def test_the_exit_code_is_the_one_returned(returned: int | None, code: int) -> None:
-    with pytest.raises(SystemExit) as end:
-        run_script(lambda: returned)
-    assert end.value.code == code
-
-
-def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    def main() -> int:
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as end:
-        run_script(main)
-    assert end.value.code == 130
-    assert capsys.readouterr().err == "stopped\n"
-
-
-def test_faults_of_the_program_keep_their_traceback() -> None:
-    def main() -> int:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        run_script(main)
-
-
-@dataclass(frozen=True)
-class Inner:
-    rate: float = 0.5
-    """How fast."""
-
-    def __post_init__(self) -> None:
-        if self.rate > 1:
-            raise ConfigError(f"rate: got {self.rate}, expected at most 1")
-
-
-@dataclass(frozen=True)
-class Options:
-    num_rows: int = 3
-    """Rows to read, """
-    inner: Inner = Inner()
-    """More of it."""
-
-
-def test_options_are_read_on_top_of_the_default() -> None:
-    words = ["--inner.rate", "0.25"]
-    assert read_options(Options(num_rows=7), words, "") == Options(7, Inner(0.25))
-
-
-@pytest.mark.parametrize("color", ["", "1"])
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--num-rosw", "5"], "Unrecognized options: --num-rosw.*Perhaps you meant: --num-rows"),
-        (["--inner.rate", "7"], r"^rate: got 7.0, expected at most 1; see --help"),
-        (["--num-rows", "many"], r"^--num-rows: invalid literal for int\(\).*'many'"),
-        (["--num-rows"], "Missing value for argument '--num-rows'"),
-        (["extra"], "Unrecognized options: extra; see --help"),
-    ],
-)
-def test_bad_options_are_one_line(
-    words: list[str],
-    message: str,
-    color: str,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("FORCE_COLOR", color)
-    with pytest.raises(ConfigError, match=message) as error:
-        read_options(Options(), words, "")
-    text = str(error.value)
-    assert text.isascii()
-    assert "\n" not in text
-    assert "\x1b" not in text
-    assert "  " not in text
-    assert capfd.readouterr() == ("", "")
-
-
-def test_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        read_options(Options(), ["--help"], "What this is for.")
-    assert end.value.code == 0
-    text = capsys.readouterr().out
-    assert "What this is for." in text
-    assert "How fast." in text
-    assert tyro.__version__
-
-
 # The environment
 
 
@@ -297,7 +190,7 @@ def test_the_environment_is_json_and_names_the_commit() -> None:
 
 
 def test_a_package_that_is_not_there_is_null(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "PACKAGES", ("torch", "no-such-package"))
+    monkeypatch.setattr(module, "PACKAGES", ("torch", "no-such-package"))
     assert environment()["packages"]["no-such-package"] is None
 
 
@@ -314,23 +207,12 @@ def test_without_a_repository_the_commit_is_unknown(
     monkeypatch: pytest.MonkeyPatch, git: Callable[..., Any]
 ) -> None:
     monkeypatch.setattr(subprocess, "run", git)
-    assert runs.commit() == "unknown"
+    assert module.commit() == "unknown"
 
 
 def test_the_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["recipes/x.py", "--train-data", "my file.jsonl"])
     assert command() == "python recipes/x.py --train-data 'my file.jsonl'"
-
-
-def test_json_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
-    write_json(path, {"folder": Path("a/b"), "values": (1, 2)})
-    assert json.loads(path.read_text()) == {"folder": "a/b", "values": [1, 2]}
-    for bad in ({"x": float("nan")}, {"x": float("inf")}):
-        with pytest.raises(ValueError, match="not JSON compliant"):
-            write_json(path, bad)
-    assert json.loads(path.read_text())["values"] == [1, 2]
-    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
 
 
 def test_memory_is_measured() -> None:

@@ -1,103 +1,29 @@
-"""The run folder and the frame around every script: environment, one-line errors, processes."""
+"""What a run depends on besides its configuration: code, packages, device, processes, memory."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import io
-import json
 import os
 import platform
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import torch
-import tyro
 from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 
-from latent_reason.errors import ConfigError, UserError
-from latent_reason.results import clean_text, read_json
+from latent_reason.errors import ConfigError
+from latent_reason.files import read_json
 
 Config = TypeVar("Config")
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "numpy")
-
-
-def run_script(main: Callable[[], int | None]) -> None:
-    """Run a script's main function and exit.
-
-    A `UserError` becomes one line on stderr and exit code 2, Ctrl-C one line and exit code 130.
-    """
-    try:
-        sys.exit(main() or 0)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
-
-
-def read_options(default: Config, words: Sequence[str], description: str) -> Config:
-    """Read command line options on top of `default`, a dataclass; --help prints and exits.
-
-    Raises:
-        ConfigError: on an unknown option, with the nearest known one, or an impossible value.
-    """
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            return tyro.cli(type(default), args=words, default=default, description=description)
-    except SystemExit as end:
-        if not end.code:
-            raise
-    # tyro prints a title, the reason, rules between its parts and a hint at --help, in a box.
-    lines = re.sub("[\u2500-\u257f]", " ", clean_text(box.getvalue())).splitlines()[1:]
-    text = " ".join(line.strip() if re.search(r"\w", line) else ";" for line in lines)
-    text = text.partition("; For full helptext")[0].strip(" ;")
-    # A class or a group of options that it could not make; an option is left to be named.
-    text = re.sub(r"^Error parsing ([A-Za-z][\w.]*: )?", "", text)
-    raise ConfigError(f"{text.replace(' ;', ';')}; see --help")
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser of the command line whose errors are one line, as those of the recipes."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise `ConfigError`."""
-        raise ConfigError(f"{message}; see --help")
-
-
-class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a flag; the second one acts at once."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._old[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        signal.signal(number, self._old[number])
 
 
 def check_compiler(device: torch.device) -> None:
@@ -212,13 +138,6 @@ def resumed_environment(path: Path, now: dict[str, Any]) -> dict[str, Any]:
     first = read_json(path, dict)
     again = {key: now[key] for key in ("commit", "hardware", "command", "started")}
     return now | first | {"resumed": [*first.get("resumed", []), again]}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON in one rename, so that no reader meets half a file."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
-    os.replace(temporary, path)
 
 
 def peak_memory_gib() -> float:

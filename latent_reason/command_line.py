@@ -1,0 +1,63 @@
+"""What every script does with its command line: one-line errors, options as a dataclass."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeVar
+
+from latent_reason.errors import ConfigError, UserError
+from latent_reason.results import clean_text
+
+Options = TypeVar("Options")
+
+
+def run_script(main: Callable[[], int | None]) -> None:
+    """Run a script's main function and exit.
+
+    A `UserError` becomes one line on stderr and exit code 2, Ctrl-C one line and exit code 130.
+    """
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+
+
+def read_options(default: Options, words: Sequence[str], description: str) -> Options:
+    """Read command line options on top of `default`, a dataclass; --help prints and exits.
+
+    Raises:
+        ConfigError: on an unknown option, with the nearest known one, or an impossible value.
+    """
+    import tyro  # here, since commands without such options are to start fast
+
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(type(default), args=words, default=default, description=description)
+    except SystemExit as end:
+        if not end.code:
+            raise
+    # tyro prints a title, the reason, rules between its parts and a hint at --help, in a box.
+    lines = re.sub("[\u2500-\u257f]", " ", clean_text(box.getvalue())).splitlines()[1:]
+    text = " ".join(line.strip() if re.search(r"\w", line) else ";" for line in lines)
+    text = text.partition("; For full helptext")[0].strip(" ;")
+    # A class or a group of options that it could not make; an option is left to be named.
+    text = re.sub(r"^Error parsing ([A-Za-z][\w.]*: )?", "", text)
+    raise ConfigError(f"{text.replace(' ;', ';')}; see --help")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of the command line whose errors are one line, as those of the recipes."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `ConfigError`."""
+        raise ConfigError(f"{message}; see {self.prog} --help")
