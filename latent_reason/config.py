@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
@@ -26,6 +26,12 @@ def check(condition: bool, name: str, got: object, expected: str) -> None:
     if not condition:
         shown = _SHORT.repr(got)[:300]
         raise ConfigError(f"{name}: got {shown}, expected {expected}")
+
+
+def check_request(split: str, num: int, splits: Sequence[str]) -> None:
+    """Raise `ConfigError` unless `num` examples of `split` can be asked for."""
+    check(split in splits, "split", split, f"one of {', '.join(splits)}")
+    check(num >= 1, "num", num, "1 or more")
 
 
 def check_range(config: JsonConfig, name: str, least: int, most: int) -> None:

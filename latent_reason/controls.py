@@ -9,7 +9,6 @@ learned constant vectors (pause slots) after the prompt. It trains in the same l
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,34 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from latent_reason.halting import Carry
+from latent_reason.core import AnswerOutput
+from latent_reason.halting import Carry, empty_carry
 from latent_reason.llm import FrozenLLM
 from latent_reason.losses import answer_loss, exactly_right
-
-
-def empty_carry(num: int, device: torch.device | str = "cpu") -> Carry:
-    """Return a carry without states, for models that finish an example in one step."""
-    nothing = torch.zeros(num, 0, 0, device=device)
-    steps = torch.zeros(num, dtype=torch.long, device=device)
-    return Carry(nothing, nothing.clone(), steps, torch.ones_like(steps).bool())
-
-
-@dataclass
-class AnswerOutput:
-    """Loss (scalar), logits (B, K, V) and the carry; the rest is what the training loop asks."""
-
-    loss: Tensor
-    logits: Tensor
-    carry: Carry
-    correct: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        steps = torch.where(self.carry.halted, 0, self.carry.refinement_steps) + 1
-        halted = torch.zeros_like(self.carry.halted)
-        self.carry = replace(self.carry, refinement_steps=steps, halted=halted)
-        self.stop = torch.zeros_like(halted)
-        if self.correct is None:
-            self.correct = torch.zeros_like(self.carry.halted)
 
 
 def lora_rank(model: PreTrainedModel, min_parameters: int) -> int:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from latent_reason.adapters import Reader, Writer
 from latent_reason.config import LatentReasonerConfig
-from latent_reason.halting import Carry, reset_halted
+from latent_reason.halting import Carry, fresh_carry, reset_halted
+from latent_reason.layers import halting_head
 from latent_reason.reasoner import Reasoner
 
 
@@ -35,6 +36,24 @@ class ReasonerOutput:
         return self.q_halt_logits > 0
 
 
+@dataclass
+class AnswerOutput:
+    """Loss (scalar), logits (B, K, V) and the carry; the rest is what the training loop asks."""
+
+    loss: Tensor
+    logits: Tensor
+    carry: Carry
+    correct: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        steps = torch.where(self.carry.halted, 0, self.carry.refinement_steps) + 1
+        halted = torch.zeros_like(self.carry.halted)
+        self.carry = replace(self.carry, refinement_steps=steps, halted=halted)
+        self.stop = torch.zeros_like(halted)
+        if self.correct is None:
+            self.correct = torch.zeros_like(self.carry.halted)
+
+
 class LatentCore(nn.Module):
     """Everything that trains and is saved: reader, reasoner, writer, halting head.
 
@@ -51,15 +70,12 @@ class LatentCore(nn.Module):
         self.reader = Reader(config, num_features)
         self.reasoner = Reasoner(config.reasoner, config.num_slots)
         self.writer = Writer(config, llm_hidden_size)
-        self.q_head = nn.Linear(size, 1)
-        nn.init.zeros_(self.q_head.weight)
-        nn.init.constant_(self.q_head.bias, -5.0)
+        self.q_head = halting_head(size, 1)
 
     def initial_carry(self, num: int, num_tokens: int) -> Carry:
         """Return a carry of `num` batch rows, all halted, for prompts padded to `num_tokens`."""
         z_H, z_L = self.reasoner.initial_states(num, self.reader.num_positions(num_tokens))
-        steps = torch.zeros(num, dtype=torch.long, device=z_H.device)
-        return Carry(z_H, z_L, steps, torch.ones_like(steps, dtype=torch.bool))
+        return fresh_carry(z_H, z_L)
 
     def forward(
         self, states: Tensor, attention_mask: Tensor, carry: Carry

@@ -24,7 +24,6 @@ from latent_reason.files import write_json
 from latent_reason.llm import FrozenLLM
 from latent_reason.run_frame import RunFrame
 from latent_reason.run_options import FrameConfig
-from latent_reason.training import use_bf16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +110,7 @@ def first_rows(
     return rows[:most]
 
 
-class Run(RunFrame):
+class Run(RunFrame[RunConfig]):
     """One run: base, data, run folder and the rows of its table.
 
     Raises:
@@ -120,7 +119,6 @@ class Run(RunFrame):
 
     def __init__(self, name: str, config: RunConfig, resume: bool) -> None:
         super().__init__("train_latent_trm.py", name, config, resume)
-        self.config = config
         self.llm = FrozenLLM.load(config.base)
         self.llm.num_features(config.model.read_layers)
         self.llm.try_out()
@@ -194,5 +192,4 @@ class Run(RunFrame):
 
     def evaluator(self, split: str) -> Evaluator:
         """Return an evaluator of a split in the precision of training."""
-        bf16 = use_bf16(self.config.train, self.accelerator.device)
-        return Evaluator(self.data[split], self.accelerator, bf16)
+        return Evaluator(self.data[split], self.accelerator, self.bf16)

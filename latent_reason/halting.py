@@ -47,6 +47,18 @@ class Carry:
         return cls(**own, data=data)
 
 
+def fresh_carry(z_H: Tensor, z_L: Tensor) -> Carry:
+    """Return a carry of batch rows with states (B, S, D) that are all halted: to be refilled."""
+    steps = torch.zeros(len(z_H), dtype=torch.long, device=z_H.device)
+    return Carry(z_H, z_L, steps, torch.ones_like(steps, dtype=torch.bool))
+
+
+def empty_carry(num: int, device: torch.device | str = "cpu") -> Carry:
+    """Return a carry without states, for models that finish an example in one step."""
+    nothing = torch.zeros(num, 0, 0, device=device)
+    return fresh_carry(nothing, nothing)
+
+
 def reset_halted(carry: Carry, z_H: Tensor, z_L: Tensor) -> Carry:
     """Return the carry with halted batch rows at initial states and zero refinement steps.
 

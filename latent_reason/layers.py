@@ -40,6 +40,14 @@ def init_linear(linear: nn.Linear, config: ReasonerConfig) -> nn.Linear:
     return linear
 
 
+def halting_head(size: int, num_outputs: int) -> nn.Linear:
+    """Return a linear layer that says at first, whatever it reads, not to stop."""
+    head = nn.Linear(size, num_outputs)
+    nn.init.zeros_(head.weight)
+    nn.init.constant_(head.bias, -5.0)
+    return head
+
+
 def swiglu_width(size: int, config: ReasonerConfig) -> int:
     """Return round(expansion * size * 2/3), rounded up to a multiple of `width_multiple`."""
     width, multiple = round(config.expansion * size * 2 / 3), config.width_multiple

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -28,8 +28,8 @@ from latent_reason.files import write_json
 from latent_reason.metrics import AccuracyCounter
 from latent_reason.report import format_table, write_report
 from latent_reason.run_lock import RunLock
-from latent_reason.run_options import FrameConfig
-from latent_reason.training import Trainer, local_batch_size
+from latent_reason.run_options import Config
+from latent_reason.training import Trainer, local_batch_size, use_bf16
 
 
 def start_time() -> str:
@@ -43,7 +43,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt(number)
 
 
-class RunFrame:
+class RunFrame(Generic[Config]):
     """One run of a recipe: its processes, its folder, the rows of its table.
 
     Args:
@@ -56,8 +56,8 @@ class RunFrame:
         ConfigError: on a missing tracker, a batch size or a number of processes that cannot be.
     """
 
-    def __init__(self, script: str, name: str, config: FrameConfig, resume: bool) -> None:
-        self.script, self.name, self.frame_config, self.resume = script, name, config, resume
+    def __init__(self, script: str, name: str, config: Config, resume: bool) -> None:
+        self.script, self.name, self.config, self.resume = script, name, config, resume
         self.started = time.perf_counter()
         tracker = None if config.log_with == "none" else config.log_with
         if tracker is not None and find_spec(tracker) is None:
@@ -75,6 +75,11 @@ class RunFrame:
         self.rows: list[dict[str, Any]] = []
         self.about = environment()
         self.say(f"preset {name}, run folder {self.folder}")
+
+    @property
+    def bf16(self) -> bool:
+        """Whether to compute in bf16, in training and evaluation alike."""
+        return use_bf16(self.config.train, self.accelerator.device)
 
     def say(self, text: str) -> None:
         """Print on the main process, at once."""
@@ -107,9 +112,8 @@ class RunFrame:
 
     def say_how_to_resume(self) -> None:
         """Print the command that goes on with this run."""
-        puzzle = getattr(self.frame_config, "puzzle", "")
-        named = f" --puzzle {puzzle}" if ":" in puzzle else ""
-        self.say(f"resume with: python recipes/{self.script} --resume {self.folder}{named}")
+        options = self.config.resume_options()
+        self.say(f"resume with: python recipes/{self.script} --resume {self.folder}{options}")
 
     def open_folder(self) -> None:
         """Make the run folder with config.json and environment.json, start the tracker.
@@ -128,13 +132,13 @@ class RunFrame:
                 )
             self.folder.mkdir(parents=True, exist_ok=True)
             if not self.resume:
-                values = {"preset": self.name} | self.frame_config.to_dict()
+                values = {"preset": self.name} | self.config.to_dict()
                 write_json(self.folder / "config.json", values)
             path = self.folder / "environment.json"
             if self.resume and path.exists():
                 self.about = resumed_environment(path, self.about)
             write_json(path, self.about)
-        if self.frame_config.log_with != "none":
+        if self.config.log_with != "none":
             self.accelerator.init_trackers("latent_reason", config={"preset": self.name})
 
     def train(self, trainer: Trainer, folder: Path) -> None:
@@ -169,7 +173,7 @@ class RunFrame:
 
     def results(self, **facts: Any) -> dict[str, Any]:
         """Return what results.json holds, see `results.py`."""
-        about, train = self.about, self.frame_config.train
+        about, train = self.about, self.config.train
         commits = {again["commit"] for again in about.get("resumed", [])} - {about["commit"]}
         return {
             "schema_version": 1,

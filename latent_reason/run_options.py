@@ -61,6 +61,10 @@ class FrameConfig(JsonConfig):
         steps = self.refinement_steps
         check(bool(steps) and min(steps) >= 1, "refinement_steps", steps, "numbers from 1 up")
 
+    def resume_options(self) -> str:
+        """Return what the command line must name besides --resume FOLDER."""
+        return ""
+
 
 Config = TypeVar("Config", bound=FrameConfig)
 Presets = Mapping[str, tuple[str, Config]]

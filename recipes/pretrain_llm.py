@@ -26,11 +26,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from latent_reason.command_line import read_options, run_script
 from latent_reason.config import check
-from latent_reason.controls import AnswerOutput, empty_carry
+from latent_reason.core import AnswerOutput
 from latent_reason.data import TASKS
 from latent_reason.data.order import rows_at
 from latent_reason.environment import hardware
-from latent_reason.halting import Carry
+from latent_reason.halting import Carry, empty_carry
 from latent_reason.run_lock import RunLock
 from latent_reason.train_config import HaltConfig, TrainConfig
 from latent_reason.training import Trainer

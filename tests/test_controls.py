@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from latent_reason.controls import AnswerLM, AnswerOutput, empty_carry, lora_rank
+from latent_reason.controls import AnswerLM, lora_rank
+from latent_reason.core import AnswerOutput
+from latent_reason.halting import empty_carry
 from latent_reason.llm import FrozenLLM
 from latent_reason.losses import answer_loss
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latent_reason.data.grid_tasks import Sorting, StateTracking
+from latent_reason.data.order import Draws
 from latent_reason.data.puzzle_splits import SPLITS
-from latent_reason.data.puzzles import Draws, PuzzleDataset
+from latent_reason.data.puzzles import PuzzleDataset
 from latent_reason.errors import ConfigError, DataError
 
 PUZZLES = [Sorting(6), StateTracking(5, 3), StateTracking(4, 5)]

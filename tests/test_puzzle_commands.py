@@ -15,9 +15,10 @@ from tiny_recipes import run_main
 
 from latent_reason.data.__main__ import main
 from latent_reason.data.kinds import find_puzzle
+from latent_reason.data.order import Draws
 from latent_reason.data.puzzle_commands import write_csv
 from latent_reason.data.puzzle_files import read_puzzle_csv
-from latent_reason.data.puzzles import Draws, Puzzle, PuzzleDataset
+from latent_reason.data.puzzles import Puzzle, PuzzleDataset
 from latent_reason.errors import DataError
 
 SEVERAL = "1..............." + ",1234341221434321"

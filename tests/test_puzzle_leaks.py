@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from latent_reason.data.grid_tasks import Sorting, StateTracking
 from latent_reason.data.maze import Maze
+from latent_reason.data.order import Draws
 from latent_reason.data.puzzle_leaks import find_puzzle_leaks
-from latent_reason.data.puzzles import Draws, Puzzle, PuzzleDataset
+from latent_reason.data.puzzles import Puzzle, PuzzleDataset
 from latent_reason.data.sudoku import Sudoku
 from latent_reason.errors import DataError
 

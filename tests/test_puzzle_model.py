@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from latent_reason.config import PuzzleModelConfig, ReasonerConfig
 from latent_reason.data.kinds import find_puzzle
 from latent_reason.data.maze import Maze
-from latent_reason.data.puzzles import Draws, Puzzle, Symmetry
+from latent_reason.data.order import Draws
+from latent_reason.data.puzzles import Puzzle, Symmetry
 from latent_reason.data.sudoku import Sudoku
 from latent_reason.halting import Carry
 from latent_reason.puzzles.model import NEVER, PuzzleModel, PuzzleOutput

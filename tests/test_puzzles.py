@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latent_reason.data.puzzles import PAD, Draws, Puzzle, PuzzleDataset, Symmetry
+from latent_reason.data.order import Draws
+from latent_reason.data.puzzles import PAD, Puzzle, PuzzleDataset, Symmetry
 from latent_reason.data.sudoku import Sudoku
 from latent_reason.errors import DataError
 from latent_reason.losses import IGNORE_INDEX

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,33 +15,28 @@ import pytest
 from tiny_runs import make_puzzle_trainer, on_two_processes
 
 from latent_reason import run_frame
-from latent_reason.config import JsonConfig, check
+from latent_reason.config import check
 from latent_reason.errors import CheckpointError, ConfigError
 from latent_reason.metrics import AccuracyCounter
 from latent_reason.results import load_results
 from latent_reason.run_frame import RunFrame, facts_of, start_time
-from latent_reason.run_options import Tracker, parse
+from latent_reason.run_options import FrameConfig, parse
 from latent_reason.train_config import HaltConfig, TrainConfig
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(JsonConfig):
-    """The least that a recipe's configuration has, and a field of its own."""
+class Config(FrameConfig):
+    """What every recipe's configuration has, and a field of its own."""
 
     size: int = 3
     """Size of it."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """How to train."""
-    output_dir: Path | None = None
-    """Run folder."""
-    log_with: Tracker = "none"
-    """Tracker."""
 
     def __post_init__(self) -> None:
         if isinstance(self.train, dict):
             object.__setattr__(self, "train", TrainConfig.from_dict(self.train))
+        object.__setattr__(self, "refinement_steps", tuple(self.refinement_steps))
         self.check_types()
         check(self.size >= 1, "size", self.size, "at least 1")
 
@@ -396,6 +391,6 @@ def test_the_tracker_is_told_the_preset(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(run, "accelerator", tracked)
     run.open_folder()
     assert calls == []
-    monkeypatch.setattr(run, "frame_config", Config(log_with="tensorboard"))
+    monkeypatch.setattr(run, "config", Config(log_with="tensorboard"))
     run.open_folder()
     assert calls == [(("latent_reason",), {"config": {"preset": "plain"}})]

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from latent_reason.data.order import Draws
 from latent_reason.data.puzzle_splits import home_splits
-from latent_reason.data.puzzles import Draws
 from latent_reason.data.sudoku import Sudoku
 from latent_reason.data.sudoku_search import SudokuSearch
 from latent_reason.errors import ConfigError, DataError

@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latent_reason.data.arc_canvas import NUM_CELLS, TRANSPOSE, VOCAB_SIZE, ArcSymmetry, place
+from latent_reason.config import check
+from latent_reason.data.arc_canvas import NUM_CELLS, TRANSPOSE, ArcSymmetry, place
 from latent_reason.data.arc_files import MAX_SIDE, NUM_COLOURS, ArcPair, ArcTask
-from latent_reason.data.order import data_order
-from latent_reason.data.puzzles import PAD, Draws
-from latent_reason.errors import ConfigError, DataError
+from latent_reason.data.order import Draws, data_order
+from latent_reason.data.puzzles import PAD
+from latent_reason.errors import DataError
 from latent_reason.losses import IGNORE_INDEX
-
-_POSITIVE = 2**63 - 1
 
 
 class _Pairs(NamedTuple):
@@ -94,10 +93,8 @@ class ArcDataset:
     def _check(self, num_training: int) -> None:
         if not self.tasks:
             raise DataError("no ARC tasks; give at least one")
-        if self.num_augmentations < 0:
-            raise ConfigError(
-                f"num_augmentations: got {self.num_augmentations}, expected 0 or more"
-            )
+        num = self.num_augmentations
+        check(num >= 0, "num_augmentations", num, "0 or more")
         names: set[str] = set()
         for index, task in enumerate(self.tasks):
             if task.name in names:
@@ -125,11 +122,6 @@ class ArcDataset:
     def num_puzzle_identifiers(self) -> int:
         """Rows of the puzzle table, with the blank one."""
         return 1 + len(self.tasks) * (1 + self.num_augmentations)
-
-    @property
-    def vocab_size(self) -> int:
-        """V, tokens: PAD, EOS and the colours."""
-        return VOCAB_SIZE
 
     def to(self, device: torch.device | str) -> ArcDataset:
         """Move to a device and return self."""
@@ -171,8 +163,8 @@ class ArcDataset:
         rows, starts, num_pairs = (tensor.to(device) for tensor in visited)
         positions = positions.to(device)
         # The first two draws at the start of a visit belong to the visit.
-        visit = Draws(starts, seed).bits(2) & _POSITIVE
-        own = Draws(positions, seed).bits(4)[:, 2:] & _POSITIVE
+        visit = Draws(starts, seed).numbers(2)
+        own = Draws(positions, seed).numbers(4)[:, 2:]
         k = visit[:, 0] % (1 + self.num_augmentations)
         dihedral, _ = self.symmetries(self._identifiers(self._train.tasks[rows], k))
         largest = self._train.sizes[rows].amax(dim=1)

@@ -8,11 +8,10 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
+from latent_reason.config import check
+from latent_reason.data.order import Draws
 from latent_reason.data.puzzle_splits import hash_grids, make_split
-from latent_reason.data.puzzles import Draws, Puzzle, Symmetry
-from latent_reason.errors import ConfigError
-
-_BITS = 2**63 - 1
+from latent_reason.data.puzzles import Puzzle, Symmetry
 
 
 class Sorting(Puzzle):
@@ -26,8 +25,7 @@ class Sorting(Puzzle):
     """
 
     def __init__(self, num_digits: int = 16) -> None:
-        if not 2 <= num_digits <= 1024:
-            raise ConfigError(f"num_digits: got {num_digits}, expected 2 to 1024")
+        check(2 <= num_digits <= 1024, "num_digits", num_digits, "2 to 1024")
         self.name, self.height, self.width, self.alphabet = "sorting", 1, num_digits, "0123456789"
 
     def symmetry(self, draws: Draws) -> Symmetry:
@@ -66,7 +64,7 @@ class Sorting(Puzzle):
         """Return questions and answers (num, S) int64 of a split; see `make_split`."""
 
         def draw(draws: Draws) -> tuple[Tensor, Tensor]:
-            questions = (draws.bits(self.num_cells) & _BITS) % len(self.alphabet) + 1
+            questions = draws.numbers(self.num_cells) % len(self.alphabet) + 1
             return questions, questions.sort(dim=1).values
 
         return make_split(self, draw, num, seed, split)
@@ -88,10 +86,8 @@ class StateTracking(Puzzle):
     """
 
     def __init__(self, num_moves: int = 24, num_objects: int = 5) -> None:
-        if not 2 <= num_moves <= 1024:
-            raise ConfigError(f"num_moves: got {num_moves}, expected 2 to 1024")
-        if not 2 <= num_objects <= 5:
-            raise ConfigError(f"num_objects: got {num_objects}, expected 2 to 5")
+        check(2 <= num_moves <= 1024, "num_moves", num_moves, "2 to 1024")
+        check(2 <= num_objects <= 5, "num_objects", num_objects, "2 to 5")
         orders = list(permutations(range(num_objects)))
         number = {order: index for index, order in enumerate(orders)}
         after = [[number[tuple(a[i] for i in b)] for b in orders] for a in orders]
@@ -140,7 +136,7 @@ class StateTracking(Puzzle):
         """Return questions and answers (num, S) int64 of a split; see `make_split`."""
 
         def draw(draws: Draws) -> tuple[Tensor, Tensor]:
-            questions = (draws.bits(self.num_cells) & _BITS) % len(self.alphabet) + 1
+            questions = draws.numbers(self.num_cells) % len(self.alphabet) + 1
             return questions, self.answers(questions)
 
         return make_split(self, draw, num, seed, split)

@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from latent_reason.config import check
 from latent_reason.data.maze_making import carve, pick
+from latent_reason.data.order import Draws
 from latent_reason.data.puzzle_splits import hash_grids, make_split
-from latent_reason.data.puzzles import Draws, Puzzle, Symmetry
-from latent_reason.errors import ConfigError, DataError
+from latent_reason.data.puzzles import Puzzle, Symmetry
+from latent_reason.errors import DataError
 
 WALL, SPACE, START, GOAL, PATH = 1, 2, 3, 4, 5
 MAX_SIDE = 180
@@ -37,11 +39,9 @@ class Maze(Puzzle):
     """
 
     def __init__(self, height: int, width: int, loops: float = 0.1) -> None:
-        if not 0 <= loops <= 1:
-            raise ConfigError(f"loops: got {loops}, expected 0 to 1")
+        check(0 <= loops <= 1, "loops", loops, "0 to 1")
         for side, cells in (("height", height), ("width", width)):
-            if not 3 <= cells <= MAX_SIDE:
-                raise ConfigError(f"{side}: got {cells}, expected 3 to {MAX_SIDE}")
+            check(3 <= cells <= MAX_SIDE, side, cells, f"3 to {MAX_SIDE}")
         self.name, self.height, self.width, self.loops = "maze", height, width, loops
         self.alphabet = "# SGo"
 
@@ -131,28 +131,21 @@ class Maze(Puzzle):
         return found
 
     def generate(
-        self,
-        num: int,
-        seed: int,
-        split: str = "train",
-        min_length: int | None = None,
-        unique: bool = True,
+        self, num: int, seed: int, split: str = "train", min_length: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Make different mazes; the same arguments give the same ones.
 
         A perfect maze is carved by randomised depth-first search, then some walls between its
         cells are opened. S or G lies as far as possible from a random cell, the other end anywhere
-        far enough. A larger `num` appends to the mazes of a smaller one. The splits share no
-        question, not even up to symmetry, whatever the seeds and the other arguments.
+        far enough; mazes with several shortest paths are left out, so that an answer is right only
+        if it is the stored one. A larger `num` appends to the mazes of a smaller one. The splits
+        share no question, not even up to symmetry, whatever the seeds and the other arguments.
 
         Args:
             num: mazes, 1 or more.
             seed: any integer.
             split: one of `puzzle_splits.SPLITS`.
             min_length: the least moves from S to G; height + width if not given.
-            unique: whether mazes with several shortest paths are left out, so that an answer is
-                right only if it is the stored one. Without it the stored one is the path that,
-                followed from G, prefers up, left, right, down in this order.
 
         Returns:
             questions and answers, (num, S) int64 tokens each.
@@ -162,22 +155,21 @@ class Maze(Puzzle):
             DataError: if no more mazes of the split are found.
         """
         least = self.height + self.width if min_length is None else min_length
-        if not 1 <= least < self.num_cells:
-            raise ConfigError(f"min_length: got {least}, expected 1 to {self.num_cells - 1}")
+        fits = 1 <= least < self.num_cells
+        check(fits, "min_length", least, f"1 to {self.num_cells - 1}")
 
         def draw(draws: Draws) -> tuple[Tensor, Tensor]:
-            return self._draw(draws, least, unique)
+            return self._draw(draws, least)
 
         return make_split(self, draw, num, seed, split)
 
-    def _draw(self, draws: Draws, min_length: int, unique: bool) -> tuple[Tensor, Tensor]:
+    def _draw(self, draws: Draws, min_length: int) -> tuple[Tensor, Tensor]:
         """Return the usable (n, S) questions and answers of a chunk of random mazes."""
         is_open = carve(draws, self.height, self.width, self.loops)
         lengths, _ = self._distances(is_open, pick(is_open, draws))
         start = pick(lengths == lengths.amax(dim=1, keepdim=True), draws)
         lengths, routes = self._distances(is_open, start)
-        far = lengths >= min_length
-        goal = pick(far & (routes == 1) if unique else far, draws)
+        goal = pick((lengths >= min_length) & (routes == 1), draws)
         exchanged = draws.below(2).bool()[:, None]
         questions = torch.where(is_open, SPACE, WALL)
         questions = torch.where(torch.where(exchanged, goal, start), START, questions)

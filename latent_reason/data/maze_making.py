@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from latent_reason.data.puzzles import Draws
-
-_BITS = 2**63 - 1
+from latent_reason.data.order import LARGEST, Draws
 
 
 def carve(draws: Draws, height: int, width: int, loops: float) -> Tensor:
@@ -31,7 +29,7 @@ def carve(draws: Draws, height: int, width: int, loops: float) -> Tensor:
     walls = torch.zeros(2 * rows - 1, 2 * columns - 1, dtype=torch.bool)
     walls[::2, 1::2] = walls[1::2, ::2] = True
     between = walls.flatten().nonzero()[:, 0]
-    chance = (draws.bits(len(between)) & _BITS) < int(loops * _BITS)
+    chance = draws.numbers(len(between)) < min(LARGEST, int(loops * LARGEST))
     is_open[:, between] |= chance
     lines, across = _stretched(draws, height), _stretched(draws, width)
     cells = lines[:, :, None] * (2 * columns - 1) + across[:, None, :]
@@ -41,7 +39,7 @@ def carve(draws: Draws, height: int, width: int, loops: float) -> Tensor:
 def pick(cells: Tensor, draws: Draws) -> Tensor:
     """Choose one of the cells (B, S) bool that are True, at random: (B, S) bool, at most one."""
     counts = cells.cumsum(dim=1)
-    chosen = (draws.bits(1) & _BITS) % counts[:, -1:].clamp(min=1) + 1
+    chosen = draws.numbers(1) % counts[:, -1:].clamp(min=1) + 1
     return cells & (counts == chosen)
 
 
@@ -58,7 +56,7 @@ def _search_depth_first(draws: Draws, rows: int, columns: int) -> Tensor:
     near = torch.stack((room - 1, room + 1, room - columns, room + columns), dim=1)
     edge = torch.stack((column == 0, column == columns - 1, row == 0, row == rows - 1), dim=1)
     near = near.masked_fill(edge, num)
-    order = (draws.bits(4 * num) & _BITS).view(-1, num, 4)
+    order = draws.numbers(4 * num).view(-1, num, 4)
 
     batch = torch.arange(len(order))
     here = draws.below(num)

@@ -19,6 +19,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
+from latent_reason.config import check
 from latent_reason.data.puzzle_sources import MAX_ROWS, Rows, open_source
 from latent_reason.data.puzzle_splits import hash_grids
 from latent_reason.data.puzzles import PAD, Puzzle, PuzzleDataset
@@ -59,8 +60,7 @@ def read_puzzle_csv(
         DataError: if there is no such source or split, or a row is not usable; the message is
             "SOURCE:ROW: what is wrong".
     """
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit: got {limit}, expected 1 or more")
+    check(limit is None or limit >= 1, "limit", limit, "1 or more")
     rows, chunks = open_source(Path(source), puzzle, split)
     questions, answers = [], []
     for chunk in chunks:

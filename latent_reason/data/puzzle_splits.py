@@ -13,8 +13,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from latent_reason.data.puzzles import Draws
-from latent_reason.errors import ConfigError, DataError
+from latent_reason.config import check_request
+from latent_reason.data.order import Draws
+from latent_reason.errors import DataError
 
 SPLITS = ("train", "val", "test")
 MAX_MISSES = 20_000
@@ -75,10 +76,7 @@ def make_split(
         ConfigError: for a split or a number that is not possible.
         DataError: if no more puzzles of the split are found.
     """
-    if split not in SPLITS:
-        raise ConfigError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}")
-    if num < 1:
-        raise ConfigError(f"num: got {num}, expected 1 or more")
+    check_request(split, num, SPLITS)
     seen: set[int] = set()
     kept: list[tuple[Tensor, Tensor]] = []
     start, chunk, misses = _FIRST, 64, 0

@@ -2,7 +2,7 @@
 
 A `Puzzle` states its grid shape, alphabet, symmetries, groups and rule. Symbol number i of the
 alphabet is token i + 1; token 0 is padding: in an answer it marks a cell that is not asked. Grids
-are flat, row by row. A new puzzle is a subclass of some forty lines; `sudoku.py` is an example.
+are flat, row by row. A new puzzle is a subclass of some forty lines; see `grid_tasks.py`.
 """
 
 from __future__ import annotations
@@ -13,59 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from latent_reason.data.order import rows_at
+from latent_reason.data.order import Draws, rows_at
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.losses import IGNORE_INDEX
 
 PAD = 0
-
-
-def _wrapped(value: int) -> int:
-    """Return a 64-bit constant as the signed integer that torch computes with."""
-    return value - 2**64 if value >= 2**63 else value
-
-
-def scramble(bits: Tensor) -> Tensor:
-    """Scramble int64 numbers, each on its own (the finaliser of SplitMix64)."""
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-        bits = bits ^ ((bits >> shift) & ((1 << (64 - shift)) - 1))
-        bits = bits * _wrapped(factor)
-    return bits
-
-
-class Draws:
-    """Random numbers for each of B training examples, a pure function of (seed, position).
-
-    The same numbers come on every device, for every number of processes and after a resume,
-    whatever else is in the batch. Each call gives new ones.
-
-    Args:
-        positions: (B,) int64 positions in the endless data order.
-        seed: of the run.
-    """
-
-    def __init__(self, positions: Tensor, seed: int) -> None:
-        start = torch.full_like(positions, seed)
-        self._key = scramble(scramble(start) + positions)
-        self._count = 0
-
-    def bits(self, num: int) -> Tensor:
-        """Return (B, num) int64 with all 64 bits random."""
-        counter = torch.arange(self._count + 1, self._count + num + 1, device=self._key.device)
-        self._count += num
-        return scramble(self._key[:, None] + counter * _wrapped(0x9E3779B97F4A7C15))
-
-    def below(self, limit: int) -> Tensor:
-        """Return (B,) int64, uniform in 0..limit - 1."""
-        return (self.bits(1)[:, 0] & (2**63 - 1)) % limit
-
-    def uniform(self, num: int) -> Tensor:
-        """Return (B, num) fp32, uniform from 0 to below 1."""
-        return ((self.bits(num) >> 40) & (2**24 - 1)).float() / 2**24
-
-    def permutations(self, num: int) -> Tensor:
-        """Return (B, num) int64, a uniform permutation of 0..num - 1 in each row."""
-        return self.bits(num).argsort(dim=1)
 
 
 @dataclass(frozen=True)

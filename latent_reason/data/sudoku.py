@@ -9,8 +9,10 @@ from random import Random
 import torch
 from torch import Tensor
 
+from latent_reason.config import check, check_request
+from latent_reason.data.order import Draws, scramble
 from latent_reason.data.puzzle_splits import SPLITS, home_splits
-from latent_reason.data.puzzles import Draws, Puzzle, Symmetry, scramble
+from latent_reason.data.puzzles import Puzzle, Symmetry
 from latent_reason.data.sudoku_search import SudokuSearch
 from latent_reason.errors import ConfigError, DataError
 
@@ -168,12 +170,9 @@ class Sudoku(Puzzle):
             DataError: if no more puzzles of the split are found.
         """
         low, high = clues or (0, self.num_cells // 2)
-        if split not in SPLITS:
-            raise ConfigError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}")
-        if num < 1:
-            raise ConfigError(f"num: got {num}, expected 1 or more")
-        if not 0 <= low <= high <= self.num_cells:
-            raise ConfigError(f"clues: got {clues}, expected 0 <= low <= high <= {self.num_cells}")
+        check_request(split, num, SPLITS)
+        fits = 0 <= low <= high <= self.num_cells
+        check(fits, "clues", clues, f"0 <= low <= high <= {self.num_cells}")
         rng = Random(f"{self.name} {self.box_height} {seed} {low} {high} {split}")
         puzzles: dict[tuple[int, ...], list[int]] = {}
         misses = 0

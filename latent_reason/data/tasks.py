@@ -20,6 +20,7 @@ from difflib import get_close_matches
 from hashlib import blake2b
 from random import Random
 
+from latent_reason.config import check_request
 from latent_reason.data import tasks_rules as rules
 from latent_reason.errors import ConfigError, DataError
 
@@ -82,10 +83,7 @@ class Task:
             ConfigError: for a split or a number that is not possible.
             DataError: if the split has fewer than `num` instances.
         """
-        if split not in SPLITS:
-            raise ConfigError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}")
-        if num < 1:
-            raise ConfigError(f"num: got {num}, expected 1 or more")
+        check_request(split, num, SPLITS)
         home = "test" if split == "wording" else split
         wordings = self.held_out_wordings if split == "wording" else self.wordings
         rng = Random(f"{self.name} {home} instances {seed}")

@@ -24,7 +24,7 @@ from latent_reason.puzzles.arc_voting import ArcVotes, collect_votes, pass_rows
 from latent_reason.puzzles.evaluation import PuzzleEvaluator
 from latent_reason.puzzles.experiment import PuzzleRun, PuzzleRunConfig
 from latent_reason.puzzles.model import PuzzleModel
-from latent_reason.training import Trainer, use_bf16
+from latent_reason.training import Trainer
 
 MIN_SHOWN = 2
 """Demonstrations that a task keeps when one is held out for validation."""
@@ -107,13 +107,11 @@ class ArcRun(PuzzleRun):
         UserError: on bad options or data, before anything is written.
     """
 
-    def __init__(self, name: str, config: ArcRunConfig, resume: bool) -> None:
-        self.arc = config
-        super().__init__(name, config, resume)
+    config: ArcRunConfig  # type: ignore[assignment]
 
     def load(self) -> dict[str, Any]:
         """Return train, an ArcDataset; val and test, pairs as they are."""
-        config, seed = self.arc, self.arc.train.seed
+        config, seed = self.config, self.config.train.seed
         if not config.train_data or config.test_data is None:
             raise ConfigError(
                 "train_data and test_data: got none, expected ARC files such as "
@@ -160,27 +158,26 @@ class ArcRun(PuzzleRun):
 
     def evaluator(self, split: str) -> PuzzleEvaluator:
         """Return an evaluator of pairs as they are, in batches as large as those of training."""
-        bf16 = use_bf16(self.config.train, self.accelerator.device)
         size = self.config.train.batch_size
-        return PuzzleEvaluator(self.data[split], self.accelerator, bf16, size)
+        return PuzzleEvaluator(self.data[split], self.accelerator, self.bf16, size)
 
     def vote(self, model: PuzzleModel) -> ArcVotes:
         """Predict every test pair under num_votes augmentations and as it is, count the grids."""
-        config, accelerator = self.arc, self.accelerator
+        config = self.config
         return collect_votes(
             model,
             self.tasks,
             config.num_votes,
             config.train.halt.halt_max_steps,
             config.train.batch_size,
-            accelerator,
-            use_bf16(config.train, accelerator.device),
+            self.accelerator,
+            self.bf16,
             self.say,
         )
 
     def evaluate(self, model: PuzzleModel, trainer: Trainer) -> None:
         """Add rows for single predictions and for votes; write submission.json."""
-        config, limit = self.arc, self.arc.train.halt.halt_max_steps
+        config, limit = self.config, self.config.train.halt.halt_max_steps
         if self.scored:
             super().evaluate(model, trainer)
         counter = self.evaluator("val").sweep(model, [limit]).at[limit]

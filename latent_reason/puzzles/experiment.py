@@ -29,7 +29,7 @@ from latent_reason.puzzles.model import PuzzleModel
 from latent_reason.run_frame import RunFrame, facts_of
 from latent_reason.run_options import FrameConfig
 from latent_reason.train_config import HaltConfig, TrainConfig
-from latent_reason.training import Trainer, use_bf16
+from latent_reason.training import Trainer
 
 NUM_SAMPLES = 4
 """Test puzzles shown step by step in the report."""
@@ -77,6 +77,10 @@ class PuzzleRunConfig(FrameConfig):
             raise ConfigError(
                 "start_from: its training is no part of the control's; give it without --controls"
             )
+
+    def resume_options(self) -> str:
+        """Name a puzzle that is code: a folder alone may not."""
+        return f" --puzzle {self.puzzle}" if ":" in self.puzzle else ""
 
 
 def load_splits(config: PuzzleRunConfig) -> dict[str, PuzzleDataset]:
@@ -140,7 +144,7 @@ def copy_weights(model: PuzzleModel, folder: Path) -> None:
     model.load_state_dict(found)
 
 
-class PuzzleRun(RunFrame):
+class PuzzleRun(RunFrame[PuzzleRunConfig]):
     """One run: its data, its models, its table.
 
     Attributes:
@@ -157,7 +161,6 @@ class PuzzleRun(RunFrame):
 
     def __init__(self, name: str, config: PuzzleRunConfig, resume: bool) -> None:
         super().__init__("train_puzzle.py", name, config, resume)
-        self.config = config
         self.data = self.load()
         self.puzzle: Puzzle = self.data["test"].puzzle
         check(
@@ -209,8 +212,7 @@ class PuzzleRun(RunFrame):
 
     def evaluator(self, split: str) -> PuzzleEvaluator:
         """Return an evaluator of a split in the precision of training."""
-        bf16 = use_bf16(self.config.train, self.accelerator.device)
-        return PuzzleEvaluator(self.data[split], self.accelerator, bf16)
+        return PuzzleEvaluator(self.data[split], self.accelerator, self.bf16)
 
     def make_trainer(
         self, folder: Path, config: PuzzleModelConfig, train: TrainConfig

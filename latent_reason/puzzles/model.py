@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latent_reason.config import PuzzleModelConfig
-from latent_reason.halting import Carry, reset_halted
-from latent_reason.layers import Positions, fill_normal, init_linear
+from latent_reason.halting import Carry, fresh_carry, reset_halted
+from latent_reason.layers import Positions, fill_normal, halting_head, init_linear
 from latent_reason.losses import answer_loss, answer_losses, exactly_right, halt_loss
 from latent_reason.reasoner import Reasoner
 
@@ -78,9 +78,7 @@ class PuzzleModel(nn.Module):
         self.reasoner = Reasoner(config.reasoner, num_positions)
         outputs = 1 if config.symbol_states else config.vocab_size
         self.lm_head = init_linear(nn.Linear(size, outputs, bias=False), config.reasoner)
-        self.q_head = nn.Linear(size, 2)
-        nn.init.zeros_(self.q_head.weight)
-        nn.init.constant_(self.q_head.bias, -5.0)
+        self.q_head = halting_head(size, 2)
 
     def _table(self, num: int) -> nn.Embedding:
         """Return a table filled with std 1/sqrt(D); in use it is times sqrt(D)."""
@@ -95,8 +93,7 @@ class PuzzleModel(nn.Module):
         copies = config.vocab_size - 2 if config.symbol_states else 1
         length = config.puzzle_emb_len + num_tokens * copies
         z_H, z_L = self.reasoner.initial_states(num, config.num_chains * length)
-        steps = torch.zeros(num, dtype=torch.long, device=z_H.device)
-        return Carry(z_H, z_L, steps, torch.ones_like(steps, dtype=torch.bool))
+        return fresh_carry(z_H, z_L)
 
     def embed(self, inputs: Tensor, puzzle_identifiers: Tensor | None) -> Tensor:
         """Return x: (B, prefix + S, D), or (B, C * S, D) for C symbols with states of their own.
