@@ -24,7 +24,7 @@ from latent_reason.command_line import Parser, run_script
 from latent_reason.data.arc_canvas import ArcCanvas
 from latent_reason.data.arc_files import ArcTask
 from latent_reason.data.arc_hub import find_arc
-from latent_reason.data.puzzle_files import read_puzzle_csv, refuse_several_solutions, subsample
+from latent_reason.data.puzzle_files import read_puzzles, refuse_several_solutions, subsample
 from latent_reason.data.puzzles import Puzzle, PuzzleDataset
 from latent_reason.environment import check_world, environment
 from latent_reason.errors import ConfigError, DataError
@@ -101,7 +101,7 @@ def load_data(
         num, seed = num or NUM_GENERATED, seed or 0
         data = PuzzleDataset(puzzle, *puzzle.generate(num, seed, "test"))
         return data, {"task": name, "split": "test", "subset": f"{num} generated with seed {seed}"}
-    data = read_puzzle_csv(source, puzzle, "test", num if seed is None else None)
+    data = read_puzzles(source, puzzle, "test", num if seed is None else None)
     about = {"task": source.name.partition(".")[0], "split": "file"}
     if num is None:
         return data, about

@@ -14,8 +14,8 @@ from latent_reason.controls import AnswerLM
 from latent_reason.evaluation import Evaluator, trace
 from latent_reason.experiment import Run
 from latent_reason.latent_reasoner import LatentReasoner
-from latent_reason.run_frame import facts_of
-from latent_reason.train_config import HaltConfig, TrainConfig
+from latent_reason.run_frame import facts_of, one_pass
+from latent_reason.train_config import TrainConfig
 from latent_reason.training import Trainer
 
 NUM_SAMPLES = 6
@@ -99,18 +99,13 @@ def run_controls(run: Run, reasoner: Trainer) -> None:
     """Train the controls on the same data, each for as many seconds as the reasoner.
 
     LoRA and pause slots run the base in their training, so the time in which it read the training
-    prompts for the reasoner is theirs too.
+    prompts for the reasoner is theirs too. Their steps are slow: their warm-up is short.
     """
     seconds, size = reasoner.seconds, sum(p.numel() for p in reasoner.trainable)
-    train = dataclasses.replace(
-        run.config.train,
-        max_seconds=seconds,
-        warmup_steps=min(20, run.config.train.warmup_steps),
-        halt=HaltConfig(halt_max_steps=1, halt_exploration_prob=0.0),
-        through_base_from=0.0,
-    )
+    once, train = one_pass(run.config.model.reasoner, run.config.train, seconds)
+    warmup = min(20, train.warmup_steps)
+    train = dataclasses.replace(train, warmup_steps=warmup, through_base_from=0.0)
     run.say(f"control: the same network in one pass, {seconds:.0f} s")
-    once = dataclasses.replace(run.config.model.reasoner, L_cycles=1, H_cycles=1, gradient_cycles=1)
     model, trainer = train_reasoner(run, run.folder / "controls" / "one_pass", train, once)
     counter = run.evaluator("test").by_refinement_steps(model, [1])[1]
     run.add("control: same network, one pass", run.task, "test", 1, counter, **facts_of(trainer))

@@ -79,6 +79,17 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
 """Annotations that `JsonConfig.check_types` knows: what holds of a value, what is expected."""
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested JSON values as {"a.b": value}, tuples as lists."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
 class JsonConfig:
     """Mixin of the dataclasses below: to and from plain JSON values."""
 

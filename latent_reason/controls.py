@@ -79,7 +79,7 @@ class AnswerLM(nn.Module):
         """Return a carry that holds nothing."""
         return empty_carry(num, self.llm.embedding.device)
 
-    def rows(self, num: int) -> Tensor | None:
+    def soft(self, num: int) -> Tensor | None:
         """Return the pause slots (num, K, E), or None."""
         return None if self.pause is None else self.pause.expand(num, -1, -1)
 
@@ -88,7 +88,7 @@ class AnswerLM(nn.Module):
     ) -> AnswerOutput:
         """Score answers by teacher forcing: prompts (B, T), labels (B, K)."""
         prompt = self.llm.read(input_ids, attention_mask, gradient=self.kind == "lora")
-        logits = self.llm.answer_logits(prompt, self.rows(len(labels)), self.delimiter, labels)
+        logits = self.llm.answer_logits(prompt, self.soft(len(labels)), self.delimiter, labels)
         loss = answer_loss(logits, labels)
         return AnswerOutput(loss, logits, carry, exactly_right(logits, labels))
 
@@ -97,4 +97,4 @@ class AnswerLM(nn.Module):
         """Answer prompts (B, T) token by token; returns (B, N), N at most K."""
         prompt = self.llm.read(input_ids, attention_mask)
         options.setdefault("max_new_tokens", self.num_slots)
-        return self.llm.generate_after(prompt, self.rows(len(input_ids)), self.delimiter, **options)
+        return self.llm.generate_after(prompt, self.soft(len(input_ids)), self.delimiter, **options)

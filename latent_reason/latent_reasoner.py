@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from latent_reason.adapters import nearest_token_logits, soft_tokens
 from latent_reason.config import LatentReasonerConfig, check
 from latent_reason.core import LatentCore, ReasonerOutput
-from latent_reason.data.text import encode_answer, pad
+from latent_reason.data.text import encode_answer
 from latent_reason.errors import CheckpointError, ConfigError
 from latent_reason.halting import Carry
-from latent_reason.llm import FrozenLLM, PromptStates
+from latent_reason.llm import FrozenLLM, PromptStates, pad
 from latent_reason.losses import IGNORE_INDEX, answer_loss, exactly_right, halt_loss
 from latent_reason.model_folder import (
     CONFIG,
@@ -193,8 +193,8 @@ class LatentReasoner(nn.Module):
 
     def answer_logits(self, prompt: PromptStates, slots: Tensor, labels: Tensor) -> Tensor:
         """Score answers (B, K) under the base, the slots (B, K, E) given as soft tokens."""
-        rows = soft_tokens(slots, self.llm.embedding_norm)
-        return self.llm.answer_logits(prompt, rows, self.config.answer_delimiter, labels)
+        soft = soft_tokens(slots, self.llm.embedding_norm)
+        return self.llm.answer_logits(prompt, soft, self.config.answer_delimiter, labels)
 
     @torch.no_grad()
     def write(self, prompt: PromptStates, slots: Tensor | None, **options: Any) -> Tensor:
@@ -212,9 +212,9 @@ class LatentReasoner(nn.Module):
             ConfigError: for options with writer head.
         """
         if self.config.writer == "soft":
-            rows = None if slots is None else soft_tokens(slots, self.llm.embedding_norm)
+            soft = None if slots is None else soft_tokens(slots, self.llm.embedding_norm)
             options.setdefault("max_new_tokens", self.config.num_slots)
-            return self.llm.generate_after(prompt, rows, self.config.answer_delimiter, **options)
+            return self.llm.generate_after(prompt, soft, self.config.answer_delimiter, **options)
         if options:
             raise ConfigError(f"generate: writer 'head' takes no options, got {sorted(options)}")
         if slots is None:

@@ -7,6 +7,7 @@ prompts it has read. Nothing here knows about recursion.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,6 +66,18 @@ class PromptStates:
     def cache_mask(self) -> Tensor:
         """(B, T), padding first: the order of the tokens in `FrozenLLM.fill_cache`."""
         return self.attention_mask.sort(dim=1).values
+
+
+def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Stack ragged rows of integers, padded on the right: (N, longest) int64."""
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
+
+
+def pad_prompts(rows: Sequence[Sequence[int]], eos_token_id: int) -> dict[str, Tensor]:
+    """Return input_ids, padded by the end token, and attention_mask of prompts, (N, T) int64."""
+    masks = [[1] * len(row) for row in rows]
+    return {"input_ids": pad(rows, eos_token_id), "attention_mask": pad(masks, 0)}
 
 
 class FrozenLLM(nn.Module):
@@ -218,15 +231,10 @@ class FrozenLLM(nn.Module):
         """
         rows = [self.tokenizer(text)["input_ids"] for text in texts]
         if not all(rows):
-            raise DataError(f"prompt {rows.index([])}: it is empty; give at least one character")
-        ids = [torch.tensor(row) for row in rows]
-        pad = nn.utils.rnn.pad_sequence
-        masks = [torch.ones_like(row) for row in ids]
+            number = rows.index([]) + 1
+            raise DataError(f"prompt {number}: it is empty; give at least one character")
         device = self.embedding.device
-        return {
-            "input_ids": pad(ids, batch_first=True, padding_value=self.eos_token_id).to(device),
-            "attention_mask": pad(masks, batch_first=True).to(device),
-        }
+        return {k: v.to(device) for k, v in pad_prompts(rows, self.eos_token_id).items()}
 
     def decode(self, tokens: Tensor) -> list[str]:
         """Return the text of each row of tokens (B, N), without special tokens."""
@@ -282,14 +290,6 @@ class FrozenLLM(nn.Module):
             cache.update(keys.take_along_dim(order, 2), values.take_along_dim(order, 2), index)
         return cache
 
-    def run_after(self, prompt: PromptStates, embeds: Tensor, cache: DynamicCache) -> Tensor:
-        """Run the base over (B, Q, E) input embeddings that follow the prompts in `cache`.
-
-        Returns:
-            Hidden states (B, Q, E) before `lm_head`; the cache grows by Q.
-        """
-        return self.model.base_model(**self._after(prompt, embeds, cache)).last_hidden_state
-
     def _after(self, prompt: PromptStates, embeds: Tensor, cache: DynamicCache) -> dict[str, Any]:
         """Return the arguments of a pass over embeddings that follow the prompts in `cache`."""
         ones = prompt.attention_mask.new_ones(embeds.shape[:2])
@@ -302,8 +302,10 @@ class FrozenLLM(nn.Module):
             "use_cache": True,
         }
 
-    def embed_text(self, text: str, num: int) -> tuple[Tensor, Tensor]:
+    def embed_text(self, text: str, num: int, soft: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the token ids (d,) of a text and their embeddings repeated to (num, d, E).
+
+        Soft tokens (num, R, E), if there are any, come before them: (num, R + d, E).
 
         Raises:
             ConfigError: if the text has no tokens.
@@ -312,16 +314,17 @@ class FrozenLLM(nn.Module):
         if not ids:
             raise ConfigError(f"answer_delimiter: got {text!r}, expected text with a token or more")
         tokens = torch.tensor(ids, device=self.embedding.device)
-        return tokens, self.embed(tokens).expand(num, -1, -1)
+        embeds = self.embed(tokens).expand(num, -1, -1)
+        return tokens, embeds if soft is None else torch.cat((soft.to(embeds.dtype), embeds), dim=1)
 
     def answer_logits(
-        self, prompt: PromptStates, rows: Tensor | None, delimiter: str, labels: Tensor
+        self, prompt: PromptStates, soft: Tensor | None, delimiter: str, labels: Tensor
     ) -> Tensor:
         """Score answers by teacher forcing.
 
         Args:
             prompt: what `read` returned.
-            rows: soft tokens (B, R, E) between prompt and delimiter, or None.
+            soft: tokens (B, R, E) between prompt and delimiter, or None.
             delimiter: text before the answer.
             labels: (B, K) answer tokens, -100 where there is none.
 
@@ -330,22 +333,20 @@ class FrozenLLM(nn.Module):
             token k from all tokens before it.
         """
         answer = labels.masked_fill(labels == IGNORE_INDEX, self.eos_token_id)
-        _, before = self.embed_text(delimiter, len(labels))
-        if rows is not None:
-            before = torch.cat((rows.to(before.dtype), before), dim=1)
+        _, before = self.embed_text(delimiter, len(labels), soft)
         embeds = torch.cat((before, self.embed(answer[:, :-1])), dim=1)
         arguments = self._after(prompt, embeds, self.fill_cache(prompt))
         return self.model(**arguments, logits_to_keep=labels.shape[1]).logits.float()
 
     @torch.no_grad()
     def generate_after(
-        self, prompt: PromptStates, rows: Tensor | None, delimiter: str, **options: Any
+        self, prompt: PromptStates, soft: Tensor | None, delimiter: str, **options: Any
     ) -> Tensor:
         """Generate an answer by the base's own `generate`, greedy by default.
 
         Args:
             prompt: what `read` returned.
-            rows: soft tokens (B, R, E) between prompt and delimiter, or None.
+            soft: tokens (B, R, E) between prompt and delimiter, or None.
             delimiter: text before the answer.
             options: passed to `generate`.
 
@@ -359,12 +360,10 @@ class FrozenLLM(nn.Module):
         refused = ("cache_implementation", "generation_config", "past_key_values", "use_cache")
         if bad := [name for name in refused if name in options]:
             raise ConfigError(f"generate: {bad[0]} cannot be used here; leave it out")
-        tokens, before = self.embed_text(delimiter, len(prompt.attention_mask))
-        if rows is not None:
-            before = torch.cat((rows.to(before.dtype), before), dim=1)
+        tokens, before = self.embed_text(delimiter, len(prompt.attention_mask), soft)
         cache = self.fill_cache(prompt)
         if before.shape[1] > 1:
-            self.run_after(prompt, before[:, :-1], cache)
+            self.model.base_model(**self._after(prompt, before[:, :-1], cache))
         own_ends = self.model.generation_config.eos_token_id
         own_ends = own_ends if isinstance(own_ends, list) else [own_ends]
         options: dict[str, Any] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latent_reason.errors import DataError
 from latent_reason.files import replacing
 from latent_reason.losses import IGNORE_INDEX
+from latent_reason.results import read_metrics
 
 Z_95 = 1.959963984540054  # standard normal quantile of 0.975
 
@@ -140,24 +140,20 @@ class MetricsLog:
     byte for byte. A last line torn by a kill is dropped on opening.
     """
 
-    def __init__(self, path: Path, resume_step: int | None = None) -> None:
+    def __init__(self, path: Path, resume_step: int) -> None:
         """Open the file for appending.
 
         Args:
             path: The file; it and its folder are made if missing.
             resume_step: Step of the checkpoint resumed from, or 0 to start over: lines of later
-                steps are dropped. None keeps all lines.
+                steps are dropped.
 
         Raises:
             DataError: A line of the existing file is damaged; the message names file and line.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            kept = [
-                line
-                for line, step in _complete_lines(path)
-                if resume_step is None or step <= resume_step
-            ]
+            kept = [line for line, record in read_metrics(path) if record["step"] <= resume_step]
             with replacing(path) as temporary, open(temporary, "wb") as file:
                 file.writelines(kept)
                 file.flush()
@@ -194,19 +190,3 @@ class MetricsLog:
     def close(self) -> None:
         """Close the file; closing twice is allowed."""
         self._file.close()
-
-
-def _complete_lines(path: Path) -> Iterator[tuple[bytes, int]]:
-    """Yield (line with its newline, step)."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                step = int(json.loads(line)["step"])
-            except (ValueError, KeyError, TypeError) as error:
-                if not line.endswith(b"\n"):
-                    return
-                raise DataError(
-                    f"{path} line {number}: not a JSON object with a step; mend or delete the "
-                    "line, or choose another --output-dir"
-                ) from error
-            yield line.rstrip(b"\n") + b"\n", step

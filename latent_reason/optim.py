@@ -46,7 +46,7 @@ class AdamATan2(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Update all parameters that have a gradient; no closure (accelerate passes None)."""
+        """Update all parameters that have a gradient; `closure` is torch's, and must be None."""
         assert closure is None, "closure"
         for group in self.param_groups:
             self._update(group)
@@ -121,7 +121,7 @@ class SignSGD(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Update the rows of the batch; no closure (accelerate passes None).
+        """Update the rows of the batch; `closure` is torch's, and must be None.
 
         Raises:
             ValueError: if a gradient is dense.
@@ -155,6 +155,15 @@ def _groups(
     ]
 
 
+def sparse_tables(module: nn.Module) -> dict[str, nn.Embedding]:
+    """Return the embeddings in a module whose gradients are sparse, by name."""
+    return {
+        name: part
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Embedding) and part.sparse
+    }
+
+
 def make_optimizers(module: nn.Module, config: TrainConfig) -> list[Optimizer]:
     """Return what together updates every trainable parameter of a module once.
 
@@ -172,7 +181,7 @@ def make_optimizers(module: nn.Module, config: TrainConfig) -> list[Optimizer]:
         config: choice of the optimizer, rates and decays.
     """
     trainable = [p for p in module.parameters() if p.requires_grad]
-    tables = {m.weight for m in module.modules() if isinstance(m, nn.Embedding) and m.sparse}
+    tables = {table.weight for table in sparse_tables(module).values()}
     hidden: set[Tensor] = set()
     if config.optimizer == "muon":
         hidden = {

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from markupsafe import Markup
 
+from latent_reason.config import flatten
 from latent_reason.errors import DataError
 from latent_reason.files import read_json
 from latent_reason.results import (
@@ -60,6 +61,7 @@ def write_report(run_dir: Path) -> Path:
     rows, halt_max_steps = results["rows"], results.get("halt_max_steps")
     header, table = table_of(rows)
     samples = _optional_json(run_dir / "samples.json", list)
+    metrics = [record for _, record in read_metrics(run_dir / "metrics.jsonl")]
     environment = jinja2.Environment(
         autoescape=True,
         trim_blocks=True,
@@ -74,12 +76,12 @@ def write_report(run_dir: Path) -> Path:
         header=header,
         table=table,
         num_text_columns=NUM_TEXT_COLUMNS,
-        plots=_plots(rows, halt_max_steps, read_metrics(run_dir / "metrics.jsonl")),
+        plots=_plots(rows, halt_max_steps, metrics),
         samples=_sample_views(samples[:MAX_SAMPLES], run_dir / "samples.json"),
         num_samples=len(samples),
         tables={
-            "Configuration": _flatten(_optional_json(run_dir / "config.json", dict)),
-            "Environment": _flatten(_optional_json(run_dir / "environment.json", dict)),
+            "Configuration": _pairs(_optional_json(run_dir / "config.json", dict)),
+            "Environment": _pairs(_optional_json(run_dir / "environment.json", dict)),
         },
     )
     path = run_dir / "report.html"
@@ -114,16 +116,12 @@ def _facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in facts if value is not None]
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested JSON as (dotted name, value) pairs."""
-    pairs: list[tuple[str, str]] = []
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            pairs += _flatten(value, f"{prefix}{key}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            pairs.append((f"{prefix}{key}", text))
-    return pairs
+def _pairs(tree: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Nested JSON as (dotted name, text) pairs."""
+    return [
+        (name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        for name, value in flatten(tree).items()
+    ]
 
 
 def _sample_views(samples: Sequence[Any], path: Path) -> list[dict[str, Any]]:

@@ -28,12 +28,12 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from latent_reason.errors import DataError
-from latent_reason.files import read_json
+from latent_reason.files import UNREADABLE, read_json
 
 Row = Mapping[str, Any]
 
@@ -75,26 +75,29 @@ def load_results(path: Path) -> dict[str, Any]:
     return results
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read a `metrics.jsonl`; a missing file is empty, a last line torn by a kill is left out.
+def read_metrics(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yield the lines of a `metrics.jsonl`, each with what it holds; none of a missing file.
+
+    A last line torn by a kill is left out.
 
     Raises:
-        DataError: A line is not a JSON object; the message names file and line.
+        DataError: A line is not a JSON object with a step; the message names file and line.
     """
     if not path.exists():
-        return []
-    records = []
+        return
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         try:
             record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            if type(record["step"]) is not int:
+                raise ValueError
+        except UNREADABLE as error:
             if not line.endswith(b"\n"):
-                break  # torn by a kill
-            raise DataError(f"{path} line {number}: not valid JSON ({error})") from error
-        if not isinstance(record, dict):
-            raise DataError(f"{path} line {number}: expected a JSON object")
-        records.append(record)
-    return records
+                return
+            raise DataError(
+                f"{path} line {number}: not a JSON object with a step; mend or delete the line, "
+                "or choose another --output-dir"
+            ) from error
+        yield line.rstrip(b"\n") + b"\n", record
 
 
 def format_table(rows: Sequence[Row]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast, parse_flag_from_env
 
+from latent_reason.config import ReasonerConfig
 from latent_reason.environment import (
     check_compiler,
     check_world,
@@ -29,6 +31,7 @@ from latent_reason.metrics import AccuracyCounter
 from latent_reason.report import format_table, write_report
 from latent_reason.run_lock import RunLock
 from latent_reason.run_options import Config
+from latent_reason.train_config import HaltConfig, TrainConfig
 from latent_reason.training import Trainer, local_batch_size, use_bf16
 
 
@@ -200,6 +203,17 @@ class RunFrame(Generic[Config]):
         self.say(f"\n{table}\n")
         self.say(f"report: {report}")
         return table
+
+
+def one_pass(
+    reasoner: ReasonerConfig, train: TrainConfig, seconds: float
+) -> tuple[ReasonerConfig, TrainConfig]:
+    """Return a control: the same net, used once per example, trained for as many seconds."""
+    halt = HaltConfig(halt_max_steps=1, halt_exploration_prob=0.0)
+    return (
+        dataclasses.replace(reasoner, L_cycles=1, H_cycles=1, gradient_cycles=1),
+        dataclasses.replace(train, max_seconds=seconds, halt=halt),
+    )
 
 
 def facts_of(trainer: Trainer) -> dict[str, Any]:

@@ -23,9 +23,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from latent_reason.checkpoint import latest_checkpoint, rotate_checkpoints, save_checkpoint
+from latent_reason.config import flatten
 from latent_reason.errors import CheckpointError, ConfigError, NonFiniteError
 from latent_reason.halting import Carry, minimum_steps, refill, should_halt
-from latent_reason.optim import load_optimizer_tensors, make_ema, make_optimizers, optimizer_tensors
+from latent_reason.optim import (
+    load_optimizer_tensors,
+    make_ema,
+    make_optimizers,
+    optimizer_tensors,
+    sparse_tables,
+)
 from latent_reason.progress import Progress, gather_numbers
 from latent_reason.train_config import TrainConfig
 
@@ -77,24 +84,14 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     return tensors | {n: b for n, b in model.named_buffers() if not n.startswith("llm.")}
 
 
-def sparse_tables(model: nn.Module) -> dict[str, Tensor]:
-    """Return the embeddings of a model whose gradients are sparse, by name."""
-    return {
-        f"{name}.weight": module.weight
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and module.sparse
-    }
-
-
 def compiled(module: nn.Module) -> Callable[..., Any]:
     """Return a module's forward, compiled anew for every number of cycles that a run grows through.
 
     At its limit, 8 by default, torch would go on without compiling. Tables are left out: sparse
     gradients cannot be compiled.
     """
-    for part in module.modules():
-        if isinstance(part, nn.Embedding) and part.sparse:
-            part.forward = torch.compiler.disable(part.forward)
+    for table in sparse_tables(module).values():
+        table.forward = torch.compiler.disable(table.forward)
     return torch._dynamo.config.patch(recompile_limit=64)(torch.compile(module))
 
 
@@ -158,13 +155,14 @@ class Trainer:
         tables = sparse_tables(self.model)
         # Their optimizer gathers sparse gradients itself; DDP cannot with every backend. Buffers
         # are the same on all ranks and stay so.
-        ignored = [*tables, *(name for name, _ in self.model.named_buffers())]
+        ignored = [f"{name}.weight" for name in tables]
+        ignored += [name for name, _ in self.model.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, ignored)
         self.wrapped = accelerator.prepare(self.model)
         self.forward = compiled(self.wrapped) if config.compile else self.wrapped
         self.optimizers = make_optimizers(self.model, config)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.tables = [*tables.values()]
+        self.tables = [table.weight for table in tables.values()]
         dense = [p for p in parameters if not any(p is table for table in self.tables)]
         self.trainable = nn.ParameterList(dense)
         self.ema = make_ema(self.trainable, config.ema_decay)
@@ -381,14 +379,3 @@ class Trainer:
             self.log.load(state)
         self.step, self.seconds, self.best = saved.step, state["seconds"], state["best"]
         return True
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested JSON values as {"a.b": value}, tuples as lists, for comparing settings."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat

@@ -18,7 +18,7 @@ from torch import Tensor
 from eval import puzzle as script
 from latent_reason.command_line import run_script
 from latent_reason.data.kinds import find_puzzle
-from latent_reason.data.puzzle_files import read_puzzle_csv, subsample
+from latent_reason.data.puzzle_files import read_puzzles, subsample
 from latent_reason.metrics import wilson_interval
 from latent_reason.puzzles.folder import save_puzzle_model
 from latent_reason.puzzles.model import PuzzleModel
@@ -98,7 +98,7 @@ def test_rows_of_averaged_and_raw_weights(files: Path) -> None:
     results = load_results(files / "found.json")
     rows = results["rows"]
     assert results["packages"]["torch"]
-    data = read_puzzle_csv(files / "rows.csv.gz", PUZZLE)
+    data = read_puzzles(files / "rows.csv.gz", PUZZLE)
     for seed, system, part in ((4, "reasoner", rows[:3]), (0, "reasoner, raw weights", rows[3:])):
         answers, stops = answers_of(knowing(seed)[0].eval(), data.questions, 3)
         mean = sum(stops) / NUM
@@ -163,7 +163,7 @@ def test_named_subsets(files: Path, words: list[str], about: tuple[str, str, int
 
 def test_a_subset_holds_the_puzzles_it_names(files: Path) -> None:
     """Its accuracy is that of these rows of the file, not of others."""
-    data = read_puzzle_csv(files / "rows.csv.gz", PUZZLE)
+    data = read_puzzles(files / "rows.csv.gz", PUZZLE)
     drawn = subsample(data, 5, 3)
     assert not torch.equal(drawn.questions, data.questions[:5])
     first, seen = data.subset(torch.arange(5)), set()

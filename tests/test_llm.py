@@ -132,7 +132,7 @@ def test_encode_pads_on_the_right_and_decode_undoes_it(make_llm):
     assert batch["input_ids"].tolist() == [[11, 38, 2], [12, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert llm.decode(torch.tensor([[38, 11, 38, 2, 0, 0]])) == ["a 1"]
-    with pytest.raises(DataError, match="prompt 1: it is empty"):
+    with pytest.raises(DataError, match="prompt 2: it is empty"):
         llm.encode(["a", ""])
 
 
@@ -152,17 +152,20 @@ CONTINUED = [
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize(("kind", "config"), CONTINUED)
-def test_run_after_equals_one_pass_over_everything(make_llm, pad_left, kind, config, side):
+def test_answers_after_soft_tokens_equal_one_pass_over_everything(
+    make_llm, pad_left, kind, config, side
+):
     llm = make_llm(kind, **config)
     batch = llm.encode(PROMPTS)
     prompt = llm.read(**(batch if side == "right" else pad_left(batch)))
     rows = soft_rows(llm)
-    _, delimiter = llm.embed_text(DELIMITER, 3)
-    hidden = llm.run_after(prompt, torch.cat((rows, delimiter), dim=1), llm.fill_cache(prompt))
+    logits = llm.answer_logits(prompt, rows, DELIMITER, LABELS)
     for i, text in enumerate(PROMPTS):
-        alone = llm.model.base_model(inputs_embeds=single(llm, text, rows[i : i + 1], DELIMITER))
-        expected = alone.last_hidden_state[0, len(text) :]
-        torch.testing.assert_close(hidden[i], expected, atol=1e-5, rtol=1e-5)
+        answer = LABELS[i][LABELS[i] >= 0]
+        before = single(llm, text, rows[i : i + 1], DELIMITER)
+        embeds = torch.cat((before, llm.embed(answer[:-1])[None]), dim=1)
+        expected = llm.model(inputs_embeds=embeds).logits[0, -len(answer) :]
+        torch.testing.assert_close(logits[i, : len(answer)], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "config"), CONTINUED)

@@ -17,7 +17,7 @@ from latent_reason.data.__main__ import main
 from latent_reason.data.kinds import find_puzzle
 from latent_reason.data.order import Draws
 from latent_reason.data.puzzle_commands import write_csv
-from latent_reason.data.puzzle_files import read_puzzle_csv
+from latent_reason.data.puzzle_files import read_puzzles
 from latent_reason.data.puzzles import Puzzle, PuzzleDataset
 from latent_reason.errors import DataError
 
@@ -49,7 +49,7 @@ def test_written_puzzles_are_read_back(name, file, tmp_path, capsys):
     words = ["write-puzzles", name, "--split", "val", "--num", "12", "--seed", "5"]
     code, lines, _ = run(capsys, *words, "--output", str(path))
     assert (code, lines) == (0, [f"{path}: 12 rows of {name}, val, seed 5"])
-    data = read_puzzle_csv(path, find_puzzle(name))
+    data = read_puzzles(path, find_puzzle(name))
     questions, answers = data.puzzle.generate(12, 5, "val")
     assert torch.equal(data.questions.long(), questions)
     assert torch.equal(data.answers.long(), answers)
@@ -66,7 +66,7 @@ def test_an_unknown_symbol_is_named_where_an_alphabet_is_not_ascii(tmp_path):
     for wrong in ("-", "\u20ac"):
         path.write_text("\n".join([lines[0], wrong + lines[1][1:], lines[2]]), encoding="utf-8")
         with pytest.raises(DataError, match=r"x\.csv:2: cell 1 of the question is '[-?]'"):
-            read_puzzle_csv(path, find_puzzle("state-tracking-8"))
+            read_puzzles(path, find_puzzle("state-tracking-8"))
 
 
 def test_long_mazes_are_made_on_demand(tmp_path, capsys):
@@ -74,7 +74,7 @@ def test_long_mazes_are_made_on_demand(tmp_path, capsys):
     words = ["write-puzzles", "maze-30x30", "--num", "2", "--min-length", "110"]
     assert run(capsys, *words, "--output", str(path))[0] == 0
     puzzle = find_puzzle("maze-30x30")
-    assert puzzle.shortest_lengths(read_puzzle_csv(path, puzzle).questions).min() >= 110
+    assert puzzle.shortest_lengths(read_puzzles(path, puzzle).questions).min() >= 110
 
 
 def test_written_rows_are_plain_text(tmp_path):

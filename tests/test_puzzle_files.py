@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from latent_reason.data.maze import Maze
-from latent_reason.data.puzzle_files import check_unique, read_puzzle_csv, subsample
+from latent_reason.data.puzzle_files import check_unique, read_puzzles, subsample
 from latent_reason.data.puzzles import Puzzle, PuzzleDataset
 from latent_reason.data.sudoku import Sudoku
 from latent_reason.errors import ConfigError, DataError
@@ -51,7 +51,7 @@ def write(path, *rows, header="question,answer"):
 
 def error_of(source, puzzle=SMALL, **options):
     with pytest.raises(DataError) as info:
-        read_puzzle_csv(source, puzzle, **options)
+        read_puzzles(source, puzzle, **options)
     message = str(info.value)
     assert "\n" not in message and str(source) in message
     return message.replace(str(source), "FILE")
@@ -74,16 +74,16 @@ def test_csv_is_read_plain_and_packed_by_file_and_by_folder(tmp_path, puzzles):
     parts = gzip.compress(text[:half].encode()) + gzip.compress(text[half:].encode())
     (tmp_path / "parts.csv.gz").write_bytes(parts)
     for name in ("train.csv", "test.csv.gz", "windows.csv", "quoted.csv", "parts.csv.gz"):
-        assert same(read_puzzle_csv(tmp_path / name, SMALL), puzzles)
-    assert same(read_puzzle_csv(str(tmp_path), SMALL, "train"), puzzles)
-    assert same(read_puzzle_csv(tmp_path, SMALL, "test"), puzzles)
+        assert same(read_puzzles(tmp_path / name, SMALL), puzzles)
+    assert same(read_puzzles(str(tmp_path), SMALL, "train"), puzzles)
+    assert same(read_puzzles(tmp_path, SMALL, "test"), puzzles)
 
 
 def test_many_chunks_are_one_dataset(tmp_path, monkeypatch, puzzles):
     monkeypatch.setattr("latent_reason.data.puzzle_sources.MAX_LINE_BYTES", 100)
     path = tmp_path / "train.csv"
     path.write_text(as_csv(*puzzles))
-    assert same(read_puzzle_csv(path, SMALL), puzzles)
+    assert same(read_puzzles(path, SMALL), puzzles)
     wrong = as_csv(*puzzles).splitlines()
     wrong[25] = "made,x,y,0"
     path.write_text("\n".join(wrong))
@@ -93,11 +93,11 @@ def test_many_chunks_are_one_dataset(tmp_path, monkeypatch, puzzles):
 def test_limit_stops_before_the_rest(tmp_path, puzzles):
     path = tmp_path / "train.csv"
     path.write_text(as_csv(*puzzles))
-    assert same(read_puzzle_csv(path, SMALL, limit=7), [grids[:7] for grids in puzzles])
-    assert len(read_puzzle_csv(path, SMALL, limit=99)) == 30
+    assert same(read_puzzles(path, SMALL, limit=7), [grids[:7] for grids in puzzles])
+    assert len(read_puzzles(path, SMALL, limit=99)) == 30
     for limit in (0, -1):
         with pytest.raises(ConfigError, match="limit: got"):
-            read_puzzle_csv(path, SMALL, limit=limit)
+            read_puzzles(path, SMALL, limit=limit)
 
 
 def test_small_letters_and_spaces_are_symbols_where_the_alphabet_says_so(tmp_path):
@@ -105,10 +105,10 @@ def test_small_letters_and_spaces_are_symbols_where_the_alphabet_says_so(tmp_pat
     questions, answers = large.generate(1, seed=0, clues=(200, 200))
     q, a = (large.format(grids[0].tolist()).replace("\n", "") for grids in (questions, answers))
     path = write(tmp_path / "large.csv", f"{q.lower()},{a}")
-    assert torch.equal(read_puzzle_csv(path, large).questions.long(), questions)
+    assert torch.equal(read_puzzles(path, large).questions.long(), questions)
     maze = Maze(3, 3)
     path = write(tmp_path / "maze.csv", "S #   # G,So# oo# G")
-    assert maze.format(read_puzzle_csv(path, maze).answers[0].tolist()) == "So#\n oo\n# G"
+    assert maze.format(read_puzzles(path, maze).answers[0].tolist()) == "So#\n oo\n# G"
     path = write(tmp_path / "maze.csv", "S #   # G,S # oo# G")
     assert "wrong answer: the path does not join S and G" in error_of(path, maze)
 
@@ -123,8 +123,8 @@ def test_arrays_are_read(tmp_path, puzzles):
     np.save(tmp_path / "b/train/answers.npy", answers)
     np.save(tmp_path / "c/pairs.npy", np.stack([questions, answers], axis=1))
     for source in ("a", "b", "b/train", "c/pairs.npy"):
-        assert same(read_puzzle_csv(tmp_path / source, SMALL), puzzles)
-    assert len(read_puzzle_csv(tmp_path / "a", SMALL, limit=3)) == 3
+        assert same(read_puzzles(tmp_path / source, SMALL), puzzles)
+    assert len(read_puzzles(tmp_path / "a", SMALL, limit=3)) == 3
 
 
 def test_cells_that_are_not_asked_are_padding(tmp_path, puzzles):
@@ -132,7 +132,7 @@ def test_cells_that_are_not_asked_are_padding(tmp_path, puzzles):
         name, height, width, alphabet = "lines", 1, 3, "ab"
 
     np.save(tmp_path / "pairs.npy", np.array([[[0, 1, -1], [1, -1, -1]]]))
-    dataset = read_puzzle_csv(tmp_path / "pairs.npy", Lines())
+    dataset = read_puzzles(tmp_path / "pairs.npy", Lines())
     assert dataset.questions.tolist() == [[1, 2, 0]]
     assert dataset.batch(torch.tensor([0]))["labels"].tolist() == [[2, -100, -100]]
 
@@ -147,7 +147,7 @@ def test_hub_data_sets_are_read_by_name(tmp_path, monkeypatch, puzzles):
         return str(path)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert same(read_puzzle_csv("owner/sudoku", SMALL, "test"), puzzles)
+    assert same(read_puzzles("owner/sudoku", SMALL, "test"), puzzles)
     assert asked == [("owner/sudoku", "test.csv", {"repo_type": "dataset"})]
 
 
@@ -157,7 +157,7 @@ def test_other_folders_are_read_by_split(tmp_path, puzzles):
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "train.jsonl").write_text("\n".join(rows))
-    assert same(read_puzzle_csv(folder, SMALL), puzzles)
+    assert same(read_puzzles(folder, SMALL), puzzles)
     assert "no data set with split 'test'" in error_of(folder, split="test")
     (folder / "train.jsonl").write_text("\n".join([*rows, '{"question": null, "answer": "1"}']))
     assert "FILE (train):31: the question has 0 cells" in error_of(folder)
@@ -232,7 +232,7 @@ def test_bad_files_are_named(data, reason, tmp_path):
 def test_columns_that_are_not_read_may_be_repeated(tmp_path):
     row = f"{QUESTION},,{ANSWER},"
     path = write(tmp_path / "some.csv", row, header="question,note,answer,note")
-    assert len(read_puzzle_csv(path, SMALL)) == 1
+    assert len(read_puzzles(path, SMALL)) == 1
 
 
 def test_damaged_gzip_is_named(tmp_path, puzzles):
@@ -261,7 +261,7 @@ def test_too_many_rows_are_refused(tmp_path, monkeypatch, puzzles):
     path = tmp_path / "train.csv"
     path.write_text(as_csv(*puzzles))
     assert "more than 29 rows" in error_of(path)
-    assert len(read_puzzle_csv(path, SMALL, limit=29)) == 29
+    assert len(read_puzzles(path, SMALL, limit=29)) == 29
 
 
 class Canary:
@@ -321,7 +321,7 @@ def test_arrays_of_a_shape_that_cannot_be_are_named(shape, tmp_path):
 def test_arrays_of_different_length_or_alone_are_named(tmp_path):
     np.save(tmp_path / "questions.npy", PAIR[:, 0])
     with pytest.raises(DataError, match=r"answers\.npy: no such file"):
-        read_puzzle_csv(tmp_path, SMALL)
+        read_puzzles(tmp_path, SMALL)
     np.save(tmp_path / "answers.npy", PAIR[:, 1].repeat(2, axis=0))
     assert "answers of shape (2, 16), expected (1, 16)" in error_of(tmp_path)
 
@@ -350,6 +350,6 @@ def test_questions_without_exactly_one_solution_are_found(puzzles):
 @pytest.mark.skipif(not SHARED, reason="no shared/data in or beside the repository")
 def test_shared_files_are_sound():
     for path in SHARED:
-        dataset = read_puzzle_csv(path, Sudoku(), limit=20_000)
+        dataset = read_puzzles(path, Sudoku(), limit=20_000)
         assert len(dataset) == (2_000 if "test" in path.name else 20_000)
         assert check_unique(subsample(dataset, 10, seed=0)) == []

@@ -151,9 +151,10 @@ def test_sentence_quotes_the_trained_depth_and_the_best_rival():
 
 def test_metrics_without_a_torn_last_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    assert read_metrics(path) == []
+    assert list(read_metrics(path)) == []
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+    lines = [(b'{"step": 1}\n', {"step": 1}), (b'{"step": 2}\n', {"step": 2})]
+    assert list(read_metrics(path)) == lines
 
 
 @pytest.mark.parametrize("line", ["{", "[]"])
@@ -161,4 +162,4 @@ def test_metrics_name_the_damaged_line(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
     with pytest.raises(DataError, match="metrics.jsonl line 2"):
-        read_metrics(path)
+        list(read_metrics(path))

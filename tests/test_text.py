@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from latent_reason.data import Example
-from latent_reason.data.text import TextDataset, encode_answer, pad
+from latent_reason.data.text import TextDataset, encode_answer
 from latent_reason.errors import DataError
+from latent_reason.llm import pad
 
 EXAMPLES = [Example("sort: 3 1", "1 3"), Example("a", "5"), Example("bcd", "0 1 2")]
 

@@ -94,7 +94,7 @@ def write_puzzles(args: argparse.Namespace) -> Iterator[str]:
 
 
 def write_csv(path: Path, data: PuzzleDataset) -> None:
-    """Write puzzles with the columns question and answer; `read_puzzle_csv` gives them back.
+    """Write puzzles with the columns question and answer; `read_puzzles` gives them back.
 
     Missing folders are made; a name ending in .gz is packed. The file appears complete or not at
     all, and the same puzzles give the same bytes.
@@ -125,9 +125,9 @@ def check_puzzles(args: argparse.Namespace) -> Iterator[str]:
         UserError: a row is not usable or has no or several solutions, or the puzzle has no solver.
     """
     from latent_reason.data.own_puzzle import named_puzzle
-    from latent_reason.data.puzzle_files import check_unique, read_puzzle_csv
+    from latent_reason.data.puzzle_files import check_unique, read_puzzles
 
-    data = read_puzzle_csv(args.file, named_puzzle(args.puzzle))
+    data = read_puzzles(args.file, named_puzzle(args.puzzle))
     wrong = check_unique(data)
     lines = [
         f"{data.place(row)}: {'several solutions' if count else 'no solution'}"
@@ -149,12 +149,12 @@ def puzzle_leaks(args: argparse.Namespace) -> Iterator[str]:
         UserError: there are some, or a file is not usable.
     """
     from latent_reason.data.own_puzzle import named_puzzle
-    from latent_reason.data.puzzle_files import read_puzzle_csv
+    from latent_reason.data.puzzle_files import read_puzzles
     from latent_reason.data.puzzle_leaks import find_puzzle_leaks
 
     puzzle = named_puzzle(args.puzzle)
-    train = read_puzzle_csv(args.train, puzzle, "train")
-    test = read_puzzle_csv(args.test, puzzle, "test")
+    train = read_puzzles(args.train, puzzle, "train")
+    test = read_puzzles(args.test, puzzle, "test")
     leaks = find_puzzle_leaks(train, test)
     summary = f"{args.test}: {len(leaks):,} of {len(test):,} puzzles are in {args.train}"
     yield summary

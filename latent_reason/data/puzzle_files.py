@@ -41,7 +41,7 @@ class Solver(Protocol):
         ...
 
 
-def read_puzzle_csv(
+def read_puzzles(
     source: str | os.PathLike[str], puzzle: Puzzle, split: str = "train", limit: int | None = None
 ) -> PuzzleDataset:
     """Read puzzles and check every row.

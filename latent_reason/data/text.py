@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from latent_reason.data.order import rows_at
 from latent_reason.data.tasks import Example
 from latent_reason.errors import DataError
+from latent_reason.llm import pad, pad_prompts
 from latent_reason.losses import IGNORE_INDEX
 
 
@@ -101,11 +102,4 @@ class TextDataset:
         labels = pad(answers, IGNORE_INDEX)
         missing = (num_slots or labels.shape[1]) - labels.shape[1]
         labels = torch.nn.functional.pad(labels, (0, missing), value=IGNORE_INDEX)
-        masks = pad([[1] * len(prompt) for prompt in prompts], 0)
-        return cls(examples, pad(prompts, tokenizer.eos_token_id), masks, labels)
-
-
-def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Stack ragged rows of integers, padded on the right: (N, longest) int64."""
-    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
-    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
+        return cls(examples, **pad_prompts(prompts, tokenizer.eos_token_id), labels=labels)

@@ -15,7 +15,7 @@ from latent_reason.data.arc_canvas import ArcCanvas
 from latent_reason.data.own_puzzle import named_puzzle
 from latent_reason.data.puzzle_files import (
     join,
-    read_puzzle_csv,
+    read_puzzles,
     refuse_several_solutions,
     subsample,
 )
@@ -26,9 +26,9 @@ from latent_reason.model_folder import check_fit
 from latent_reason.puzzles.evaluation import PuzzleEvaluator, trace
 from latent_reason.puzzles.folder import load_puzzle_model, model_card, save_puzzle_model
 from latent_reason.puzzles.model import PuzzleModel
-from latent_reason.run_frame import RunFrame, facts_of
+from latent_reason.run_frame import RunFrame, facts_of, one_pass
 from latent_reason.run_options import FrameConfig
-from latent_reason.train_config import HaltConfig, TrainConfig
+from latent_reason.train_config import TrainConfig
 from latent_reason.training import Trainer
 
 NUM_SAMPLES = 4
@@ -103,7 +103,7 @@ def load_splits(config: PuzzleRunConfig) -> dict[str, PuzzleDataset]:
             split: PuzzleDataset(puzzle, *puzzle.generate(num, seed, split), config.augment)
             for split, num in sizes.items()
         }
-    whole = join([read_puzzle_csv(name, puzzle, "train") for name in config.train_data])
+    whole = join([read_puzzles(name, puzzle, "train") for name in config.train_data])
     whole.augment = config.augment
     if len(whole) <= config.num_val:
         raise DataError(
@@ -120,7 +120,7 @@ def load_splits(config: PuzzleRunConfig) -> dict[str, PuzzleDataset]:
         )
     if config.num_train:
         kept = subsample(kept, config.num_train, seed)
-    test = read_puzzle_csv(config.test_data, puzzle, "test")
+    test = read_puzzles(config.test_data, puzzle, "test")
     if config.num_test:
         test = test.subset(torch.arange(min(config.num_test, len(test))))
     for part in (kept, test):
@@ -264,14 +264,7 @@ class PuzzleRun(RunFrame[PuzzleRunConfig]):
 
     def run_control(self, reasoner: Trainer) -> None:
         """Train the same network in one pass for as long and add its row."""
-        once = dataclasses.replace(
-            self.config.model.reasoner, L_cycles=1, H_cycles=1, gradient_cycles=1
-        )
-        train = dataclasses.replace(
-            self.config.train,
-            max_seconds=reasoner.seconds,
-            halt=HaltConfig(halt_max_steps=1, halt_exploration_prob=0.0),
-        )
+        once, train = one_pass(self.config.model.reasoner, self.config.train, reasoner.seconds)
         self.say(f"control: the same network in one pass, {reasoner.seconds:.0f} s")
         folder = self.folder / "controls" / "one_pass"
         config = dataclasses.replace(self.config.model, reasoner=once)
