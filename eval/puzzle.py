@@ -29,7 +29,6 @@ from latent_reason.data.puzzles import Puzzle, PuzzleDataset
 from latent_reason.environment import check_world, environment
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.files import write_json
-from latent_reason.puzzles.arc_experiment import tests_as_they_are
 from latent_reason.puzzles.arc_solving import BATCH_SIZE as ARC_BATCH_SIZE
 from latent_reason.puzzles.arc_solving import NUM_VOTES
 from latent_reason.puzzles.arc_table import known_tasks
@@ -202,7 +201,7 @@ def evaluate_arc(
     steps, size = max(options.refinement_steps), options.batch_size or ARC_BATCH_SIZE
     config = next(iter(models.values())).model.config
     dataset = known_tasks(options.model, config, tasks).to(accelerator.device)
-    evaluator = PuzzleEvaluator(tests_as_they_are(dataset), accelerator, options.bf16, size)
+    evaluator = PuzzleEvaluator(dataset.plain_tests(), accelerator, options.bf16, size)
     rows, submission = [], options.submission
     for weights, saved in models.items():
         model, system = saved.model.to(accelerator.device), SYSTEMS[weights]

@@ -14,7 +14,7 @@ from latent_reason.data.features import StateCache
 from latent_reason.data.text import TextDataset
 from latent_reason.latent_reasoner import LatentReasoner
 from latent_reason.llm import PromptStates
-from latent_reason.metrics import AccuracyCounter
+from latent_reason.metrics import AccuracyCounter, local_batches
 
 Counters = dict[Any, AccuracyCounter]
 
@@ -41,11 +41,7 @@ class Evaluator:
 
     def batches(self, everything: bool = False) -> Iterator[dict[str, Tensor]]:
         """Yield this process's share of the rows, or all of them."""
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        rows = torch.arange(len(self.data))
-        rows = rows if everything else rows[rank::world]
-        for part in rows.split(self.batch_size) if len(rows) else ():
-            yield {k: v.to(self.accelerator.device) for k, v in self.data.batch(part).items()}
+        return local_batches(self.data, self.accelerator, self.batch_size, everything)
 
     def total(self, counters: Counters) -> Counters:
         """Add the counts of all processes."""
@@ -62,7 +58,7 @@ class Evaluator:
         counters: Counters = {step: AccuracyCounter() for step in sorted(steps)}
         for batch in self.batches():
             prompt = read_batch(model, batch)
-            for step, slots, _ in self._think(model, prompt, max(steps)):
+            for step, slots, _ in refine(model, prompt, max(steps), self.bf16):
                 if step in counters:
                     count(counters[step], model.write(prompt, slots), batch["labels"])
         return self.total(counters)
@@ -80,7 +76,7 @@ class Evaluator:
             prompt = read_batch(model, batch)
             final: Tensor | None = None
             running = torch.ones(len(batch["labels"]), dtype=torch.bool, device=used.device)
-            for _, slots, q_halt_logits in self._think(model, prompt, limit):
+            for _, slots, q_halt_logits in refine(model, prompt, limit, self.bf16):
                 final = (
                     slots if final is None else torch.where(running[:, None, None], slots, final)
                 )
@@ -103,7 +99,7 @@ class Evaluator:
         own: list[Tensor] = []
         for batch in self.batches(everything=True):
             prompt = read_batch(model, batch)
-            own.append(list(self._think(model, prompt, refinement_steps))[-1][1])
+            own.append(list(refine(model, prompt, refinement_steps, self.bf16))[-1][1])
         everything = torch.cat(own)
         sizes = [len(slots) for slots in own]
         mean = everything.mean(dim=0, keepdim=True)
@@ -129,18 +125,17 @@ class Evaluator:
             count(counter, tokens, batch["labels"])
         return self.total({0: counter})[0]
 
-    def _think(
-        self, model: LatentReasoner, prompt: PromptStates, num_steps: int
-    ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield refinement steps, slots (B, K, E) and q_halt_logits (B,) after each step."""
-        carry = None
-        for step in range(1, num_steps + 1):
-            with torch.autocast(prompt.states.device.type, torch.bfloat16, enabled=self.bf16):
-                output = model(
-                    states=prompt.states, attention_mask=prompt.attention_mask, carry=carry
-                )
-            carry = output.carry
-            yield step, output.slots.float(), output.q_halt_logits
+
+def refine(
+    model: LatentReasoner, prompt: PromptStates, num_steps: int, bf16: bool = False
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield refinement steps, slots (B, K, E) fp32 and q_halt_logits (B,) after each step."""
+    carry = None
+    for step in range(1, num_steps + 1):
+        with torch.autocast(prompt.states.device.type, torch.bfloat16, enabled=bf16):
+            output = model(states=prompt.states, attention_mask=prompt.attention_mask, carry=carry)
+        carry = output.carry
+        yield step, output.slots.float(), output.q_halt_logits
 
 
 def read_batch(model: LatentReasoner, batch: dict[str, Tensor]) -> PromptStates:
@@ -173,14 +168,11 @@ def trace(
         {"prompt": example.prompt, "answer": example.answer, "steps": []}
         for example in data.examples[:num]
     ]
-    carry = None
-    for step in range(1, max(steps) + 1):
-        output = model(states=prompt.states, attention_mask=prompt.attention_mask, carry=carry)
-        carry = output.carry
+    for step, slots, q_halt_logits in refine(model, prompt, max(steps)):
         if step not in steps:
             continue
-        texts = model.llm.decode(model.write(prompt, output.slots))
-        sure = output.q_halt_logits.sigmoid().tolist()
+        texts = model.llm.decode(model.write(prompt, slots))
+        sure = q_halt_logits.sigmoid().tolist()
         for sample, text, q_halt in zip(samples, texts, sure, strict=True):
             correct = text.split() == sample["answer"].split()
             sample["steps"].append(

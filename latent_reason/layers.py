@@ -113,12 +113,12 @@ def join_heads(x: Tensor) -> Tensor:
 
 
 class Positions:
-    """What every block of one recursion shares: rotary tables and the key padding bias.
+    """What every block of one recursion shares: rotary tables, key padding bias, groups.
 
     Args:
+        config: gives head width and rotary base.
         positions: integer positions (B, S), or None for no position embedding.
         mask: True where a position holds something, (B, S), or None for all.
-        config: gives head width and rotary base.
         groups: sets of cells (G, S), above zero for the cells of a group; for mixer "groups".
     """
 

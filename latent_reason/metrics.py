@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from latent_reason.files import replacing
@@ -40,6 +41,18 @@ def wilson_interval(correct: float, num: int) -> tuple[float, float]:
     low = 0.0 if correct == 0 else (center - margin) / scale
     high = 1.0 if correct == num else (center + margin) / scale
     return low, high
+
+
+class Rows(Protocol):
+    """What can be evaluated."""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        ...
+
+    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+        """Gather rows (B,)."""
+        ...
 
 
 @dataclass
@@ -130,6 +143,20 @@ class AccuracyCounter:
     def _require_examples(self) -> None:
         if self.num_examples == 0:
             raise ValueError("accuracy of no examples: count at least one with a labelled cell")
+
+
+def local_batches(
+    data: Rows, accelerator: Accelerator, batch_size: int, everything: bool = False
+) -> Iterator[dict[str, Tensor]]:
+    """Yield batches of the rows of this process, or of all rows, on its device.
+
+    Together the processes have every row once.
+    """
+    rows = torch.arange(len(data))
+    if not everything:
+        rows = rows[accelerator.process_index :: accelerator.num_processes]
+    for part in rows.split(batch_size) if len(rows) else ():
+        yield {key: value.to(accelerator.device) for key, value in data.batch(part).items()}
 
 
 class MetricsLog:

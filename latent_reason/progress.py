@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,11 +102,9 @@ class Progress:
         if not self._write(step, row):
             return
         rate = step * config.batch_size / seconds
+        perf = {"train/seconds": round(seconds, 2), "perf/examples_per_s": round(rate, 1)}
         with open(self.run_dir / "perf.jsonl", "a") as file:
-            file.write(
-                f'{{"step": {step}, "train/seconds": {seconds:.2f}, '
-                f'"perf/examples_per_s": {rate:.1f}}}\n'
-            )
+            file.write(json.dumps({"step": step} | perf) + "\n")
         left = seconds * (1 / max(progress, 1e-9) - 1)
         total = "" if config.max_seconds else f"/{config.max_steps}"
         self.report(

@@ -9,12 +9,10 @@ process with batch 8 does exactly what two with batch 4 do.
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol, cast
 
 import torch
@@ -34,6 +32,7 @@ from latent_reason.optim import (
     sparse_tables,
 )
 from latent_reason.progress import Progress, gather_numbers
+from latent_reason.stop_request import StopRequest
 from latent_reason.train_config import TrainConfig
 
 
@@ -93,27 +92,6 @@ def compiled(module: nn.Module) -> Callable[..., Any]:
     for table in sparse_tables(module).values():
         table.forward = torch.compiler.disable(table.forward)
     return torch._dynamo.config.patch(recompile_limit=64)(torch.compile(module))
-
-
-class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a flag; the second one acts at once."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._old[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        signal.signal(number, self._old[number])
 
 
 class Trainer:

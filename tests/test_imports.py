@@ -20,7 +20,7 @@ ROWS = (
     {"llm", "adapters"},
     {"core", "data"},
     {"latent_reasoner", "controls"},
-    {"optim", "metrics", "checkpoint", "run_lock"},
+    {"optim", "metrics", "checkpoint", "run_lock", "stop_request"},
     {"progress", "training", "evaluation", "report", "environment"},
     {"run_frame", "run_options"},
     {"puzzles", "experiment"},

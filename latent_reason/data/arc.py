@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from latent_reason.config import check
-from latent_reason.data.arc_canvas import NUM_CELLS, TRANSPOSE, ArcSymmetry, place
+from latent_reason.data.arc_canvas import NUM_CELLS, TRANSPOSE, ArcCanvas, ArcSymmetry, place
 from latent_reason.data.arc_files import MAX_SIDE, NUM_COLOURS, ArcPair, ArcTask
 from latent_reason.data.order import Draws, data_order
-from latent_reason.data.puzzles import PAD
+from latent_reason.data.puzzles import PAD, PuzzleDataset
 from latent_reason.errors import DataError
 from latent_reason.losses import IGNORE_INDEX
 
@@ -183,6 +183,14 @@ class ArcDataset:
         device = self._test.tasks.device
         tests, k = tests.to(device), k.to(device)
         return self._placed(self._test, tests, k, tests.new_zeros(len(tests), 2))
+
+    def plain_tests(self) -> PuzzleDataset:
+        """Return the test pairs without augmentation, with their identifiers, on their device."""
+        tests = torch.arange(len(self.tests))
+        batch = self.test_batch(tests, torch.zeros_like(tests))
+        answers = batch["labels"].masked_fill(batch["labels"] == IGNORE_INDEX, PAD)
+        identifiers = batch["puzzle_identifiers"]
+        return PuzzleDataset(ArcCanvas(), batch["inputs"], answers, False, identifiers)
 
     def test_identifiers(self, tests: Tensor, k: Tensor) -> Tensor:
         """Return the identifiers (B,) of `tests` (B,) under augmentations k (B,), on the CPU."""

@@ -8,17 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from latent_reason.config import PuzzleModelConfig, check
 from latent_reason.data.arc import ArcDataset
-from latent_reason.data.arc_canvas import ArcCanvas
 from latent_reason.data.arc_files import ArcTask
 from latent_reason.data.arc_hub import find_arc
 from latent_reason.data.arc_leaks import find_arc_leaks
-from latent_reason.data.puzzles import PAD, PuzzleDataset
 from latent_reason.errors import ConfigError, DataError
-from latent_reason.losses import IGNORE_INDEX
 from latent_reason.puzzles.arc_table import write_table
 from latent_reason.puzzles.arc_voting import ArcVotes, collect_votes, pass_rows
 from latent_reason.puzzles.evaluation import PuzzleEvaluator
@@ -86,15 +82,6 @@ def hold_out(
     return kept, held
 
 
-def tests_as_they_are(dataset: ArcDataset) -> PuzzleDataset:
-    """Return the test pairs of a dataset without augmentation, with their identifiers."""
-    tests = torch.arange(len(dataset.tests))
-    batch = dataset.test_batch(tests, torch.zeros_like(tests))
-    answers = batch["labels"].masked_fill(batch["labels"] == IGNORE_INDEX, PAD)
-    identifiers = batch["puzzle_identifiers"]
-    return PuzzleDataset(ArcCanvas(), batch["inputs"], answers, False, identifiers)
-
-
 class ArcRun(PuzzleRun):
     """One run: trains on demonstrations, votes on the test pairs, writes submission.json.
 
@@ -136,8 +123,8 @@ class ArcRun(PuzzleRun):
         self.sample_split = "test" if self.scored else "val"
         return {
             "train": self.tasks,
-            "val": tests_as_they_are(ArcDataset([], val, num, seed)),
-            "test": tests_as_they_are(self.tasks),
+            "val": ArcDataset([], val, num, seed).plain_tests(),
+            "test": self.tasks.plain_tests(),
         }
 
     def _look_for_leaks(self, training: list[ArcTask], evaluation: list[ArcTask]) -> None:

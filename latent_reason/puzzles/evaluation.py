@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latent_reason.data.puzzles import PuzzleDataset
 from latent_reason.losses import exactly_right
-from latent_reason.metrics import AccuracyCounter
+from latent_reason.metrics import AccuracyCounter, local_batches
 from latent_reason.puzzles.model import PuzzleModel, PuzzleOutput
 
 CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
@@ -102,7 +102,7 @@ class PuzzleEvaluator:
         valid = dict.fromkeys(counters, 0)
         halted, valid_halted = AccuracyCounter(), 0
         halted_at = torch.zeros(max(steps) + 1, dtype=torch.long)  # at 0: never
-        for batch in self._batches():
+        for batch in local_batches(self.data, self.accelerator, self.batch_size):
             labels = batch["labels"]
             final, stopped = torch.zeros_like(labels), torch.zeros_like(labels[:, 0])
             for step, output in enumerate(refine(model, batch, max(steps), self.bf16), start=1):
@@ -128,7 +128,7 @@ class PuzzleEvaluator:
         model.eval()
         bounds = torch.tensor([*CONFIDENCES, 1.0], device=self.accelerator.device).logit()
         right = torch.zeros(len(bounds), dtype=torch.long, device=bounds.device)
-        for batch in self._batches():
+        for batch in local_batches(self.data, self.accelerator, self.batch_size):
             halted = final = torch.zeros_like(bounds[:, None] > batch["labels"][:, 0])
             for output in refine(model, batch, limit, self.bf16):
                 final = torch.where(halted, final, exactly_right(output.logits, batch["labels"]))
@@ -138,14 +138,6 @@ class PuzzleEvaluator:
         least = last - HALT_LOSS * len(self.data)
         good = [c for c, n in zip(CONFIDENCES, at, strict=True) if n >= least]
         return good[0] if good else CONFIDENCES[-1]
-
-    def _batches(self) -> Iterator[dict[str, Tensor]]:
-        """Yield the batches of this process on its device."""
-        rows = torch.arange(len(self.data))
-        rows = rows[self.accelerator.process_index :: self.accelerator.num_processes]
-        for part in rows.split(self.batch_size) if len(rows) else ():
-            batch = self.data.batch(part)
-            yield {key: value.to(self.accelerator.device) for key, value in batch.items()}
 
     def _num_valid(self, inputs: Tensor, answers: Tensor) -> int:
         valid = self.data.puzzle.valid(inputs, answers)
