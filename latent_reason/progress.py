@@ -62,11 +62,14 @@ class Progress:
 
     @contextmanager
     def open(self, step: int) -> Iterator[None]:
-        """Hold metrics.jsonl open inside a `with` block; lines after `step` are dropped."""
+        """Hold metrics.jsonl open inside a `with` block; lines after `step` are dropped.
+
+        At step 0 all of them are, also that of a validation before the first step.
+        """
         if not self.accelerator.is_main_process:
             yield
             return
-        with MetricsLog(self.run_dir / "metrics.jsonl", step) as self._file:
+        with MetricsLog(self.run_dir / "metrics.jsonl", step or -1) as self._file:
             yield
 
     def add(self, output: Any, labels: Tensor) -> None:

@@ -109,6 +109,8 @@ class Trainer:
         report: called on the main process with one line of progress.
         options: called before each step with (progress, most refinement steps now); returns
             further arguments of the model.
+        trained_before: whether the weights are worth a validation before the first step: they may
+            stay the best.
 
     Raises:
         ConfigError: if the batch size is no multiple of the number of processes.
@@ -124,10 +126,11 @@ class Trainer:
         evaluate: Callable[[], dict[str, float]],
         report: Callable[[str], None] = print,
         options: Callable[[float, int], dict[str, Any]] = lambda progress, limit: {},
+        trained_before: bool = False,
     ) -> None:
         local = local_batch_size(config, accelerator.num_processes)
         self.accelerator, self.data, self.config, self.run_dir = accelerator, data, config, run_dir
-        self.evaluate, self.options = evaluate, options
+        self.evaluate, self.options, self.trained_before = evaluate, options, trained_before
         self.log = Progress(accelerator, config, run_dir, report)
         self.model = model.to(accelerator.device)
         tables = sparse_tables(self.model)
@@ -172,6 +175,8 @@ class Trainer:
         """
         config = self.config
         with StopRequest() as stop, self.log.open(self.step):
+            if self.trained_before and self.step == 0:
+                self._evaluate()
             while self.progress < 1:
                 start = time.perf_counter()
                 self.train_step()

@@ -426,6 +426,26 @@ def test_training_starts_from_a_saved_model(whole: Path, tmp_path: Path) -> None
     assert values["start_from"] == "whole/model"
 
 
+def test_a_start_that_training_does_not_better_stays_the_best(whole: Path, tmp_path: Path) -> None:
+    words = [
+        "--start-from",
+        "whole/model",
+        "--train.learning-rate",
+        "0.1",
+        "--train.max-steps",
+        "9",
+    ]
+    done = run_here(tmp_path, tiny(*words, "--output-dir", "more"))
+    assert done.code == 0, done.err
+    lines = (tmp_path / "more" / "metrics.jsonl").read_text().splitlines()
+    val = [line for line in map(json.loads, lines) if "val/accuracy" in line]
+    assert val[0]["step"] == 0 and val[0]["val/accuracy"] > val[-1]["val/accuracy"]
+    saved, start = (
+        load_puzzle_model(tmp_path / name / "model").model for name in ("more", "whole")
+    )
+    assert torch.equal(saved.lm_head.weight, start.lm_head.weight)
+
+
 def test_a_start_killed_before_its_first_checkpoint_starts_from_there_again(
     whole: Path, tmp_path: Path
 ) -> None:

@@ -55,8 +55,9 @@ class PuzzleRunConfig(FrameConfig):
     """Largest part of its answer's cells that a training example is given; each draws its own part
     below. It falls to zero over the training: from easy to hard."""
     start_from: Path | None = None
-    """Folder of a saved puzzle model whose averaged weights training starts from. Its own training
-    is in no figure of the run, and not in the search for leaks."""
+    """Folder of a saved puzzle model whose averaged weights training starts from; they stay the
+    best if training makes nothing better on the validation split. Their own training is in no
+    figure of the run, and not in the search for leaks."""
     model: PuzzleModelConfig = field(default_factory=PuzzleModelConfig)
     """The network; vocab_size and num_cells are taken from the puzzle."""
 
@@ -238,7 +239,15 @@ class PuzzleRun(RunFrame[PuzzleRunConfig]):
             return {"max_refinement_steps": limit, "cycles": cycles}
 
         trainer = Trainer(
-            self.accelerator, model, self.data["train"], train, folder, evaluate, self.say, options
+            self.accelerator,
+            model,
+            self.data["train"],
+            train,
+            folder,
+            evaluate,
+            self.say,
+            options,
+            trained_before=self.config.start_from is not None,
         )
         return model, trainer
 
