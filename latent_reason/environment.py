@@ -12,7 +12,7 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import torch
@@ -22,7 +22,6 @@ from accelerate.commands.config.config_args import load_config_from_file
 from latent_reason.errors import ConfigError
 from latent_reason.files import read_json
 
-Config = TypeVar("Config")
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "numpy")
 
 
