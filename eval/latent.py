@@ -15,7 +15,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
-from latent_reason.command_line import Parser, run_script
+from latent_reason.command_line import Parser, check_evaluation, run_script
 from latent_reason.data.hub import read_examples
 from latent_reason.data.text import TextDataset
 from latent_reason.environment import check_world, environment
@@ -42,13 +42,7 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=128, metavar="N")
     parser.add_argument("--output", type=Path, help="write the rows to this JSON file")
     options = parser.parse_args()
-    for name in ("batch_size", "num_slots"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise ConfigError(f"{name}: got {getattr(options, name)}, expected at least 1")
-    if min(options.refinement_steps) < 1:
-        raise ConfigError(f"refinement_steps: got {options.refinement_steps}, expected at least 1")
-    if options.output is not None and not options.output.parent.is_dir():
-        raise ConfigError(f"output: there is no folder {options.output.parent}; make it first")
+    check_evaluation(options, ("batch_size", "num_slots"), ("output",))
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     accelerator = Accelerator()

@@ -20,7 +20,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from latent_reason.command_line import Parser, run_script
+from latent_reason.command_line import Parser, check_evaluation, run_script
 from latent_reason.data.arc_canvas import ArcCanvas
 from latent_reason.data.arc_files import ArcTask
 from latent_reason.data.arc_hub import find_arc
@@ -71,19 +71,11 @@ def read_options() -> argparse.Namespace:
         "--submission", type=Path, metavar="FILE", help="write the votes on ARC as Kaggle wants"
     )
     options = parser.parse_args()
-    for name in ("batch_size", "num"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise ConfigError(f"{name}: got {getattr(options, name)}, expected at least 1")
-    if min(options.refinement_steps) < 1:
-        raise ConfigError(f"refinement_steps: got {options.refinement_steps}, expected at least 1")
+    check_evaluation(options, ("batch_size", "num"), ("output", "submission"))
     if options.seed is not None and not 0 <= options.seed < 2**32:
         raise ConfigError(f"seed: got {options.seed}, expected 0 to 2**32 - 1")
     if options.seed is not None and options.data is not None and options.num is None:
         raise ConfigError("seed: it draws some puzzles of the data; say how many with --num")
-    for name in ("output", "submission"):
-        path = getattr(options, name)
-        if path is not None and not path.parent.is_dir():
-            raise ConfigError(f"{name}: there is no folder {path.parent}; make it first")
     return options
 
 

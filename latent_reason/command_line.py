@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
+from latent_reason.config import check
 from latent_reason.errors import ConfigError, UserError
 from latent_reason.results import clean_text
 
@@ -61,3 +62,27 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise `ConfigError`."""
         raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def check_evaluation(
+    options: argparse.Namespace, counts: Sequence[str], files: Sequence[str]
+) -> None:
+    """Check --refinement-steps and other options of an evaluation before anything is loaded.
+
+    Args:
+        options: what was given.
+        counts: names of options that are None or at least 1.
+        files: names of options that are None or a file in a folder that exists.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    for name in counts:
+        value = getattr(options, name)
+        check(value is None or value >= 1, name, value, "at least 1")
+    steps = options.refinement_steps
+    check(min(steps) >= 1, "refinement_steps", steps, "at least 1")
+    for name in files:
+        path = getattr(options, name)
+        if path is not None and not path.parent.is_dir():
+            raise ConfigError(f"{name}: there is no folder {path.parent}; make it first")
