@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from arc_tasks import make_task
-from tiny_recipes import assert_refused, run_recipe
+from tiny_recipes import assert_refused, at_step, run_recipe
 from tiny_runs import assert_same_run, last_checkpoint, on_two_processes
 from torch import Tensor, nn
 
@@ -29,7 +28,6 @@ from latent_reason.puzzles.experiment import PuzzleRunConfig, load_splits
 from latent_reason.puzzles.model import PuzzleOutput
 from latent_reason.results import load_results
 from latent_reason.train_config import HaltConfig, TrainConfig
-from latent_reason.training import Trainer
 from recipes import train_puzzle as recipe
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -355,16 +353,7 @@ def test_a_run_from_files_to_a_submission(whole):
 
 @pytest.mark.parametrize("step", [2, 5])
 def test_a_killed_run_resumes_bit_by_bit(whole, tmp_path, step):
-    def kill() -> None:
-        train_step = Trainer.train_step
-
-        def killed(self: Trainer) -> None:
-            train_step(self)
-            if self.step == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        Trainer.train_step = killed  # type: ignore[method-assign]
-
+    kill = at_step(step, signal.SIGKILL)
     assert run_recipe(recipe, tmp_path, words(tmp_path), kill).code == -signal.SIGKILL
     done = run_recipe(recipe, tmp_path, ["--resume", "run"])
     assert done.code == 0, done.err
