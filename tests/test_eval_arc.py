@@ -20,6 +20,7 @@ from test_arc_experiment import (
     write_tasks,
 )
 from test_eval_puzzle import knowing, run
+from tiny_recipes import assert_refused
 from torch import Tensor
 
 from latent_reason.puzzles import arc_voting, evaluation
@@ -146,12 +147,10 @@ def test_bad_input_is_one_line(
     write_tasks(tmp_path / "other", [EVALUATION[0], *(make_task(name, 2) for name in "xy")])
     save_puzzle_model(tmp_path / "sudoku", *knowing(1))
     save_puzzle_model(tmp_path / "bare", arc_run.make_model(arc_run.config.model), "arc")
-    code, out, err = run(tmp_path, *WORDS, *words)
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ") and err.count("\n") == 1, err
-    assert message in err
+    done = run(tmp_path, *WORDS, *words)
+    assert_refused(done, message)
+    assert done.out == ""
 
 
 def test_data_must_be_given(arc_run: ArcRun, tmp_path: Path) -> None:
-    code, _, err = run(tmp_path, "--model", "model")
-    assert code == 2 and "data: ARC has no generator; give --data" in err
+    assert_refused(run(tmp_path, "--model", "model"), "data: ARC has no generator; give --data")

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import csv
 import gzip
-import os
-import sys
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from test_puzzle_folder import make_model
-from tiny_runs import forked, reset_accelerate
+from tiny_recipes import assert_refused, run_eval
 from torch import Tensor
 
 from eval import puzzle as script
-from latent_reason.command_line import run_script
 from latent_reason.data.kinds import find_puzzle
 from latent_reason.data.puzzle_files import read_puzzles, subsample
 from latent_reason.metrics import wilson_interval
@@ -24,16 +21,11 @@ from latent_reason.puzzles.folder import save_puzzle_model
 from latent_reason.puzzles.model import PuzzleModel
 from latent_reason.results import load_results
 
+pytestmark = pytest.mark.usefixtures("one_process")
 NAME = "sudoku-4x4"
 PUZZLE = find_puzzle(NAME)
 NUM = 12
-
-
-@pytest.fixture(autouse=True)
-def _one_process() -> Iterator[None]:
-    reset_accelerate()
-    yield
-    reset_accelerate()
+run = partial(run_eval, script)
 
 
 @pytest.fixture(scope="module")
@@ -57,20 +49,6 @@ def knowing(seed: int) -> tuple[PuzzleModel, str]:
     with torch.no_grad():
         model.q_head.bias.fill_(0.0)
     return model, NAME
-
-
-def run(folder: Path, *words: str) -> tuple[int, str, str]:
-    def action() -> None:
-        os.chdir(folder)
-        sys.argv = ["eval/puzzle.py", *words]
-        run_script(script.main)
-
-    streams = (folder / ".out", folder / ".err")
-    code = forked(action, streams)
-    out, err = (stream.read_text() for stream in streams)
-    for stream in streams:
-        stream.unlink()
-    return code, out, err
 
 
 def answers_of(model: PuzzleModel, questions: Tensor, steps: int) -> tuple[list[Tensor], list[int]]:
@@ -126,9 +104,9 @@ def test_rows_of_averaged_and_raw_weights(files: Path) -> None:
 
 def test_puzzles_with_several_solutions_are_refused(files: Path) -> None:
     (files / "two.csv").write_text("question,answer\n1" + "." * 15 + ",1234341221434321\n")
-    code, out, err = run(files, "--model", "model", "--data", "two.csv")
-    assert (code, out) == (2, "")
-    assert err.startswith("error: two.csv:2: the question has several solutions; remove it")
+    done = run(files, "--model", "model", "--data", "two.csv")
+    assert_refused(done, "error: two.csv:2: the question has several solutions; remove it")
+    assert done.out == ""
 
 
 def test_one_kind_of_weights(files: Path) -> None:
@@ -203,9 +181,7 @@ def test_bad_input_is_one_line(files: Path, words: list[str], message: str) -> N
     (files / "bad.csv").write_text("question,answer\n123,1234\n")
     save_puzzle_model(files / "other", knowing(1)[0], "hexagons")
     before = sorted(files.rglob("*"))
-    code, out, err = run(files, "--model", "model", "--data", "rows.csv.gz", *words)
-    assert code == 2
-    assert err.startswith("error: ") and err.count("\n") == 1, err
-    assert out == ""
-    assert message in err
+    done = run(files, "--model", "model", "--data", "rows.csv.gz", *words)
+    assert_refused(done, message)
+    assert done.out == ""
     assert sorted(files.rglob("*")) == before

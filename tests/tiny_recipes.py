@@ -63,6 +63,11 @@ def run_recipe(
     return Finished(code, out, err)
 
 
+def run_eval(script: ModuleType, folder: Path, *words: str) -> Finished:
+    """Run a script of eval/ in a forked child in `folder`."""
+    return run_recipe(script, folder, [*words])
+
+
 def run_well(
     recipe: ModuleType, folder: Path, words: list[str], prepare: Callable[[], object] = no_report
 ) -> Finished:
