@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
@@ -30,21 +30,11 @@ from latent_reason.checkpoint import (
 from latent_reason.errors import CheckpointError, ConfigError
 from latent_reason.run_lock import RunLock
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
 KILLED = 137
 FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.chmod", "os.remove", "os.rmdir", "os.scandir"}
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread_and_no_fsync(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A forked child must not wait for threads of its parent; a kill, unlike a power cut, needs
-    no fsync, which is slow on a busy disk."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 def _tensors(step: int, size: int = 64) -> dict[str, dict[str, Tensor]]:

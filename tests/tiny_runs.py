@@ -56,6 +56,12 @@ def make_examples(num: int, start: int = 0) -> list[Example]:
     return [Example(f"add {a} {b}", f"{a + b} {a * b % 10}") for a, b in pairs]
 
 
+def until_end(tokens: Tensor, end: int = 0) -> list[int]:
+    """Return an answer up to and with its end."""
+    row = tokens.tolist()
+    return row[: row.index(end) + 1] if end in row else row
+
+
 def make_data(llm: FrozenLLM, num: int, start: int = 0) -> TextDataset:
     return TextDataset.build(make_examples(num, start), llm.tokenizer, NUM_SLOTS)
 
