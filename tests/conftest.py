@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from latent_reason.llm import FrozenLLM
 
-pytest.register_assert_rewrite("tiny_recipes", "tiny_runs")
+pytest.register_assert_rewrite("arc_tasks", "tiny_originals", "tiny_recipes", "tiny_runs")
 torch.set_num_threads(1)
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")

@@ -5,25 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from arc_tasks import make_task
-from test_arc_experiment import (
+from arc_tasks import (
     EVALUATION,
-    Oracle,
     assert_valid,
     broken,
     make_run,
+    make_task,
     perfect,
+    stand_in,
     write_tasks,
 )
-from test_eval_puzzle import knowing, run
-from tiny_recipes import assert_refused
+from tiny_recipes import assert_refused, run_eval
+from tiny_runs import make_puzzle_model
 from torch import Tensor
 
-from latent_reason.puzzles import arc_voting, evaluation
+from eval import puzzle as script
+from latent_reason.puzzles import arc_voting
 from latent_reason.puzzles.arc_experiment import ArcRun
 from latent_reason.puzzles.arc_table import write_table
 from latent_reason.puzzles.folder import save_puzzle_model
@@ -32,6 +34,7 @@ from latent_reason.results import load_results
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
+run = partial(run_eval, script)
 DATA = ("--data", "evaluation_challenges.json", "--refinement-steps", "2", "1")
 WORDS = ("--model", "model", *DATA)
 
@@ -52,15 +55,6 @@ def model_of(arc_run: ArcRun) -> PuzzleModel:
     torch.nn.init.normal_(model.puzzle_emb.weight)
     torch.nn.init.normal_(model.q_head.weight)
     return model
-
-
-def stand_in(
-    arc_run: ArcRun, monkeypatch: pytest.MonkeyPatch, answer: Callable[[Tensor], Tensor]
-) -> None:
-    """Let an oracle answer in place of the model of the folder."""
-    refine, oracle = evaluation.refine, Oracle(arc_run, answer)
-    for module in (arc_voting, evaluation):
-        monkeypatch.setattr(module, "refine", lambda model, *rest: refine(oracle, *rest))  # type: ignore
 
 
 def test_the_rows_and_the_submission_of_the_recipe(arc_run: ArcRun, tmp_path: Path) -> None:
@@ -90,7 +84,7 @@ def test_what_predictors_score(
     answer: Callable[[Tensor], Tensor],
     score: float,
 ) -> None:
-    stand_in(arc_run, monkeypatch, answer)
+    stand_in(monkeypatch, arc_run, answer)
     words = ("--votes", "4", "--submission", "found.json", "--output", "rows.json", "--num", "2")
     code, _, err = run(tmp_path, *WORDS, *words)
     assert (code, err) == (0, "")
@@ -145,7 +139,7 @@ def test_bad_input_is_one_line(
     arc_run: ArcRun, tmp_path: Path, words: list[str], message: str
 ) -> None:
     write_tasks(tmp_path / "other", [EVALUATION[0], *(make_task(name, 2) for name in "xy")])
-    save_puzzle_model(tmp_path / "sudoku", *knowing(1))
+    save_puzzle_model(tmp_path / "sudoku", make_puzzle_model(), "sudoku-4x4")
     save_puzzle_model(tmp_path / "bare", arc_run.make_model(arc_run.config.model), "arc")
     done = run(tmp_path, *WORDS, *words)
     assert_refused(done, message)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_puzzle_folder import make_model
 from tiny_recipes import assert_refused, run_eval
+from tiny_runs import make_puzzle_model
 from torch import Tensor
 
 from eval import puzzle as script
@@ -45,7 +45,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def knowing(seed: int) -> tuple[PuzzleModel, str]:
     """Return a model with its name whose answers and halts differ from puzzle to puzzle."""
-    model = make_model("attention", seed)
+    model = make_puzzle_model("attention", seed)
     with torch.no_grad():
         model.q_head.bias.fill_(0.0)
     return model, NAME
