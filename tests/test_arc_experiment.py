@@ -23,7 +23,7 @@ from arc_tasks import (
     perfect,
     write_tasks,
 )
-from tiny_recipes import assert_refused, at_step, run_recipe
+from tiny_recipes import assert_refused, at_step, run_recipe, run_well
 from tiny_runs import assert_same_run, last_checkpoint, on_two_processes
 from torch import Tensor
 
@@ -224,8 +224,7 @@ def words(folder: Path) -> list[str]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nobody interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    done = run_recipe(recipe, folder, words(folder), lambda: None)
-    assert done.code == 0, done.err
+    run_well(recipe, folder, words(folder), lambda: None)
     return folder / "run"
 
 
@@ -254,8 +253,7 @@ def test_a_run_from_files_to_a_submission(whole):
 def test_a_killed_run_resumes_bit_by_bit(whole, tmp_path, step):
     kill = at_step(step, signal.SIGKILL)
     assert run_recipe(recipe, tmp_path, words(tmp_path), kill).code == -signal.SIGKILL
-    done = run_recipe(recipe, tmp_path, ["--resume", "run"])
-    assert done.code == 0, done.err
+    done = run_well(recipe, tmp_path, ["--resume", "run"])
     assert ("resumed run at step 3" in done.out) == (step == 5)
     assert_same_run(tmp_path / "run", whole)
     for name in ("submission.json", "samples.json"):

@@ -20,7 +20,7 @@ from arc_tasks import (
     stand_in,
     write_tasks,
 )
-from tiny_recipes import assert_refused, run_eval
+from tiny_recipes import assert_refused, evaluate, run_eval
 from tiny_runs import make_puzzle_model
 from torch import Tensor
 
@@ -30,7 +30,6 @@ from latent_reason.puzzles.arc_experiment import ArcRun
 from latent_reason.puzzles.arc_table import write_table
 from latent_reason.puzzles.folder import save_puzzle_model
 from latent_reason.puzzles.model import PuzzleModel
-from latent_reason.results import load_results
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
@@ -58,10 +57,9 @@ def model_of(arc_run: ArcRun) -> PuzzleModel:
 
 
 def test_the_rows_and_the_submission_of_the_recipe(arc_run: ArcRun, tmp_path: Path) -> None:
-    words = ("--votes", "2", "--submission", "found.json", "--output", "rows.json")
-    code, out, err = run(tmp_path, *WORDS, *words, "--batch-size", "2")
-    assert (code, err) == (0, "")
-    *single, halted, first, second = load_results(tmp_path / "rows.json")["rows"]
+    words = ("--votes", "2", "--submission", "found.json", "--batch-size", "2")
+    out, results = evaluate(script, tmp_path, *WORDS, *words)
+    *single, halted, first, second = results["rows"]
     model = model_of(arc_run).eval()
     sweep = arc_run.evaluator("test").sweep(model, [1, 2])
     votes = arc_run.vote(model)
@@ -85,10 +83,8 @@ def test_what_predictors_score(
     score: float,
 ) -> None:
     stand_in(monkeypatch, arc_run, answer)
-    words = ("--votes", "4", "--submission", "found.json", "--output", "rows.json", "--num", "2")
-    code, _, err = run(tmp_path, *WORDS, *words)
-    assert (code, err) == (0, "")
-    rows = load_results(tmp_path / "rows.json")["rows"]
+    words = ("--votes", "4", "--submission", "found.json", "--num", "2")
+    rows = evaluate(script, tmp_path, *WORDS, *words)[1]["rows"]
     assert [row["n"] for row in rows] == [3, 3, 3, 2, 2, 2]
     assert {row["exact_accuracy"] for row in rows} == {score}
     assert {row["subset"] for row in rows} == {"first 2"}
@@ -114,10 +110,8 @@ def test_without_a_puzzle_table_any_task_will_do(arc_run: ArcRun, tmp_path: Path
     config = replace(arc_run.config.model, puzzle_emb_size=0, puzzle_emb_len=0)
     save_puzzle_model(tmp_path / "plain", arc_run.make_model(config), "arc")
     write_tasks(tmp_path / "other", [make_task("stranger", 2, 2)])
-    words = ("--data", "other_challenges.json", "--refinement-steps", "1", "--output", "rows.json")
-    code, _, err = run(tmp_path, "--model", "plain", *words)
-    assert (code, err) == (0, "")
-    rows = load_results(tmp_path / "rows.json")["rows"]
+    words = ("--model", "plain", "--data", "other_challenges.json", "--refinement-steps", "1")
+    rows = evaluate(script, tmp_path, *words)[1]["rows"]
     assert rows[-1]["system"] == "reasoner, pass@10 of 11 votes"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_recipes import assert_refused, run_eval
+from tiny_recipes import assert_refused, evaluate, run_eval
 from tiny_runs import make_puzzle_model
 from torch import Tensor
 
@@ -19,7 +19,6 @@ from latent_reason.data.puzzle_files import read_puzzles, subsample
 from latent_reason.metrics import wilson_interval
 from latent_reason.puzzles.folder import save_puzzle_model
 from latent_reason.puzzles.model import PuzzleModel
-from latent_reason.results import load_results
 
 pytestmark = pytest.mark.usefixtures("one_process")
 NAME = "sudoku-4x4"
@@ -71,9 +70,7 @@ def answers_of(model: PuzzleModel, questions: Tensor, steps: int) -> tuple[list[
 
 def test_rows_of_averaged_and_raw_weights(files: Path) -> None:
     words = ["--model", "model", "--data", "rows.csv.gz", "--refinement-steps", "3", "1"]
-    code, out, err = run(files, *words, "--batch-size", "5", "--output", "found.json")
-    assert (code, err) == (0, "")
-    results = load_results(files / "found.json")
+    out, results = evaluate(script, files, *words, "--batch-size", "5")
     rows = results["rows"]
     assert results["packages"]["torch"]
     data = read_puzzles(files / "rows.csv.gz", PUZZLE)
@@ -112,9 +109,7 @@ def test_puzzles_with_several_solutions_are_refused(files: Path) -> None:
 def test_one_kind_of_weights(files: Path) -> None:
     words = ["--model", "model", "--data", "rows.csv.gz", "--refinement-steps", "1"]
     for weights, system in (("averaged", "reasoner"), ("raw", "reasoner, raw weights")):
-        code, _, err = run(files, *words, "--weights", weights, "--output", "found.json")
-        assert (code, err) == (0, "")
-        rows = load_results(files / "found.json")["rows"]
+        rows = evaluate(script, files, *words, "--weights", weights)[1]["rows"]
         assert len(rows) == 2 and rows[0]["system"] == system
 
 
@@ -133,9 +128,7 @@ def test_one_kind_of_weights(files: Path) -> None:
 )
 def test_named_subsets(files: Path, words: list[str], about: tuple[str, str, int, str]) -> None:
     words += ["--model", "model", "--refinement-steps", "1", "--weights", "averaged", "--bf16"]
-    code, _, err = run(files, *words, "--output", "found.json")
-    assert (code, err) == (0, "")
-    for row in load_results(files / "found.json")["rows"]:
+    for row in evaluate(script, files, *words)[1]["rows"]:
         assert (row["task"], row["split"], row["n"], row.get("subset")) == about
 
 
@@ -147,11 +140,10 @@ def test_a_subset_holds_the_puzzles_it_names(files: Path) -> None:
     first, seen = data.subset(torch.arange(5)), set()
     for chosen, part in (([], first), (["--seed", "3"], drawn)):
         words = ["--model", "model", "--data", "rows.csv.gz", "--refinement-steps", "1", *chosen]
-        words += ["--num", "5", "--weights", "averaged", "--output", "found.json"]
-        assert run(files, *words)[0] == 0
+        words += ["--num", "5", "--weights", "averaged"]
+        row = evaluate(script, files, *words)[1]["rows"][0]
         answers, _ = answers_of(knowing(4)[0].eval(), part.questions, 1)
         right = torch.cat(answers) == part.answers
-        row = load_results(files / "found.json")["rows"][0]
         assert row["accuracy"] == pytest.approx(right.float().mean().item())
         seen.add(row["accuracy"])
     assert len(seen) == 2

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_recipes import assert_refused, run_eval
+from tiny_recipes import assert_refused, evaluate, run_eval
 from tiny_runs import make_data, make_examples, train_once
 
 from eval import latent
 from latent_reason.data import read_jsonl, write_jsonl
 from latent_reason.latent_reasoner import LatentReasoner
 from latent_reason.llm import FrozenLLM
-from latent_reason.results import load_results
 
 pytestmark = pytest.mark.usefixtures("one_process")
 MakeLLM = Callable[..., FrozenLLM]
@@ -52,9 +51,7 @@ def counts_of(model: LatentReasoner, steps: int) -> tuple[float, float]:
 
 def test_rows_by_refinement_steps(adapter: Path, tmp_path: Path) -> None:
     words = ["--adapter", "adapter", "--data", "rows.jsonl", "--refinement-steps", "3", "1"]
-    code, out, err = run(tmp_path, *words, "--batch-size", "4", "--output", "found.json")
-    assert (code, err) == (0, "")
-    results = load_results(tmp_path / "found.json")
+    out, results = evaluate(latent, tmp_path, *words, "--batch-size", "4")
     assert [row["refinement_steps"] for row in results["rows"]] == [1, 3]
     assert results["packages"]["torch"]
     model = LatentReasoner.from_pretrained(adapter).eval()
@@ -70,10 +67,8 @@ def test_rows_by_refinement_steps(adapter: Path, tmp_path: Path) -> None:
 
 
 def test_rows_by_slots(adapter: Path, tmp_path: Path) -> None:
-    words = ["--adapter", "adapter", "--data", "rows.jsonl", "--slots", "--output", "found.json"]
-    code, _, err = run(tmp_path, *words, "--refinement-steps", "1", "3")
-    assert (code, err) == (0, "")
-    rows = load_results(tmp_path / "found.json")["rows"]
+    words = ["--adapter", "adapter", "--data", "rows.jsonl", "--refinement-steps", "1", "3"]
+    rows = evaluate(latent, tmp_path, *words, "--slots")[1]["rows"]
     systems = [(row["system"], row["refinement_steps"]) for row in rows]
     kinds = ("own", "shuffled", "mean", "no")
     assert systems[2:] == [(f"latent reasoner, {kind} slots", 3) for kind in kinds]
@@ -90,11 +85,10 @@ def test_shuffled_slots_need_two_rows(adapter: Path, tmp_path: Path) -> None:
 def test_a_data_set_is_read_as_the_recipe_does(adapter: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "mine" / "train.jsonl", make_examples(3, start=60))
     write_jsonl(tmp_path / "mine" / "test.jsonl", make_examples(NUM_ROWS))
-    for data, split in (("mine", "test"), ("rows.jsonl", "file")):
-        words = ["--adapter", "adapter", "--data", data, "--refinement-steps", "3"]
-        code, _, err = run(tmp_path, *words, "--output", f"{split}.json")
-        assert code == 0, err
-    ours, theirs = (load_results(tmp_path / f"{n}.json")["rows"][0] for n in ("test", "file"))
+    words = ["--adapter", "adapter", "--refinement-steps", "3", "--data"]
+    ours, theirs = (
+        evaluate(latent, tmp_path, *words, data)[1]["rows"][0] for data in ("mine", "rows.jsonl")
+    )
     assert (ours["task"], ours["split"]) == ("mine", "test")
     assert ours | {"task": "rows", "split": "file"} == theirs
 

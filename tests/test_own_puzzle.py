@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_recipes import Finished, assert_refused, at_step, no_report, run_eval, run_recipe
+from tiny_recipes import Finished, assert_refused, at_step, evaluate, no_report, run_recipe
 
 from eval import puzzle as eval_script
 from latent_reason.__main__ import main as command
@@ -111,9 +111,8 @@ def test_it_is_trained_evaluated_and_solved(
     assert (saved.puzzle_name, saved.puzzle) == (NAME, None) and not was_imported(folder)
     assert isinstance(load_puzzle_model("run/model", puzzle_name=NAME).puzzle, Puzzle)
     assert was_imported(folder)
-    words = ["--model", "run/model", "--puzzle", NAME, "--num", "5", "--output", "rows.json"]
-    assert run_eval(eval_script, folder, *words).code == 0
-    assert load_results(folder / "rows.json")["rows"][0]["task"] == NAME
+    words = ["--model", "run/model", "--puzzle", NAME, "--num", "5"]
+    assert evaluate(eval_script, folder, *words)[1]["rows"][0]["task"] == NAME
     words = ["solve", "ab.\n.ca\nc.b", "--model", "run/model", "--puzzle", NAME]
     assert command(words) in (0, 1)
     assert "confidence" in capsys.readouterr().out

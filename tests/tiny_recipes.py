@@ -68,6 +68,13 @@ def run_eval(script: ModuleType, folder: Path, *words: str) -> Finished:
     return run_recipe(script, folder, [*words])
 
 
+def evaluate(script: ModuleType, folder: Path, *words: str) -> tuple[str, dict[str, Any]]:
+    """Run a script of eval/ that has to end well; return what it printed and its results."""
+    done = run_eval(script, folder, *words, "--output", "rows.json")
+    assert (done.code, done.err) == (0, "")
+    return done.out, load_results(folder / "rows.json")
+
+
 def run_well(
     recipe: ModuleType, folder: Path, words: list[str], prepare: Callable[[], object] = no_report
 ) -> Finished:
