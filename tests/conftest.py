@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import string
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from latent_reason.llm import FrozenLLM
 
+pytest.register_assert_rewrite("arc_tasks", "tiny_originals", "tiny_recipes", "tiny_runs")
 torch.set_num_threads(1)
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
@@ -47,6 +50,18 @@ def one_process() -> Iterator[None]:
     reset_accelerate()
     yield
     reset_accelerate()
+
+
+@pytest.fixture
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save without fsync, which is slow on a busy disk; a kill, unlike a power cut, needs none."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def dataset_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let data sets be kept in a folder of the test."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,55 +10,32 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from arc_tasks import make_task
-from tiny_recipes import assert_refused, run_recipe
+from arc_tasks import (
+    CONFIG,
+    EVALUATION,
+    TRAINING,
+    Oracle,
+    assert_valid,
+    broken,
+    make_run,
+    perfect,
+    write_tasks,
+)
+from tiny_recipes import assert_refused, at_step, run_recipe, run_well
 from tiny_runs import assert_same_run, last_checkpoint, on_two_processes
-from torch import Tensor, nn
+from torch import Tensor
 
-from latent_reason.config import PuzzleModelConfig, ReasonerConfig
-from latent_reason.data.arc_canvas import VOCAB_SIZE
-from latent_reason.data.arc_files import ArcPair, ArcTask
 from latent_reason.errors import ConfigError, DataError
-from latent_reason.halting import Carry
 from latent_reason.puzzles.arc_experiment import ArcRun, ArcRunConfig, hold_out
 from latent_reason.puzzles.experiment import PuzzleRunConfig, load_splits
-from latent_reason.puzzles.model import PuzzleOutput
 from latent_reason.results import load_results
-from latent_reason.train_config import HaltConfig, TrainConfig
-from latent_reason.training import Trainer
 from recipes import train_puzzle as recipe
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
-TRAINING = [make_task(name, num) for name, num in (("a", 3), ("b", 4), ("c", 2), ("d", 5))]
-EVALUATION = [make_task("e", 2, 2), make_task("f", 3), make_task("g", 3)]
 TESTS = ["e", "e", "f", "g"]
-CONFIG = ArcRunConfig(
-    model=PuzzleModelConfig(
-        reasoner=ReasonerConfig(
-            hidden_size=4, num_heads=1, width_multiple=4, L_layers=1, L_cycles=1, H_cycles=1
-        ),
-        puzzle_emb_size=6,
-        puzzle_emb_len=2,
-    ),
-    train=TrainConfig(
-        max_steps=6,
-        batch_size=2,
-        warmup_steps=2,
-        precision="fp32",
-        log_every=2,
-        eval_every=3,
-        save_every=3,
-        halt=HaltConfig(halt_max_steps=2),
-    ),
-    num_val=2,
-    num_augmentations=4,
-    num_votes=2,
-    refinement_steps=(1, 2),
-)
 SHRUNK = (
     "--model.reasoner.hidden-size 4 --model.reasoner.width-multiple 4 "
     "--model.reasoner.L-cycles 1 --model.reasoner.H-cycles 1 --model.puzzle-emb-size 6 "
@@ -69,88 +45,9 @@ SHRUNK = (
 ).split()
 
 
-def write_tasks(path: Path, tasks: list[ArcTask], answers: bool = True) -> str:
-    """Write tasks in the form of Kaggle, challenges and solutions apart."""
-
-    def listed(pair: ArcPair, names: tuple[str, ...]) -> dict[str, Any]:
-        return {name: getattr(pair, name).tolist() for name in names}
-
-    challenges = {
-        task.name: {
-            "train": [listed(pair, ("input", "output")) for pair in task.train],
-            "test": [listed(pair, ("input",)) for pair in task.test],
-        }
-        for task in tasks
-    }
-    path.with_name(f"{path.name}_challenges.json").write_text(json.dumps(challenges))
-    if answers:
-        solutions = {t.name: [p.output.tolist() for p in t.test] for t in tasks}  # type: ignore
-        path.with_name(f"{path.name}_solutions.json").write_text(json.dumps(solutions))
-    return f"{path}_challenges.json"
-
-
-def make_run(folder: Path, evaluation: list[ArcTask] = EVALUATION, **changes: Any) -> ArcRun:
-    folder.mkdir(exist_ok=True)
-    answers = changes.pop("answers", True)
-    train = write_tasks(folder / "training", TRAINING)
-    test = write_tasks(folder / "evaluation", evaluation, answers)
-    options = {"train_data": (train,), "test_data": test, "output_dir": folder / "run"}
-    run = ArcRun("arc-smoke", replace(CONFIG, **(options | changes)), resume=False)
-    run.open_folder()
-    return run
-
-
-class Oracle(nn.Module):
-    """Stands for a model: what `answer` makes of the labels of the test pairs that it is given."""
-
-    def __init__(self, run: ArcRun, answer: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.known, self.config = {}, run.config.model
-        for test in range(len(run.tasks.tests)):
-            for k in range(1 + run.tasks.num_augmentations):
-                batch = run.tasks.test_batch(torch.tensor([test]), torch.tensor([k]))
-                self.known[self.key(batch["puzzle_identifiers"][0], batch["inputs"][0])] = answer(
-                    batch["labels"][0]
-                )
-
-    @staticmethod
-    def key(identifier: Tensor, grid: Tensor) -> tuple[int, bytes]:
-        return int(identifier), grid.numpy().tobytes()
-
-    def initial_carry(self, num: int, num_tokens: int) -> Carry:
-        return Carry(*(torch.zeros(num) for _ in range(4)))
-
-    def forward(self, carry: Carry, inputs: Tensor, puzzle_identifiers: Tensor) -> PuzzleOutput:
-        pairs = zip(puzzle_identifiers, inputs, strict=True)
-        tokens = torch.stack([self.known[self.key(*pair)] for pair in pairs])
-        logits = nn.functional.one_hot(tokens, VOCAB_SIZE).float()
-        sure = torch.ones(len(inputs))
-        return PuzzleOutput(logits, sure, sure, carry, sure > 0)
-
-
-def perfect(labels: Tensor) -> Tensor:
-    return labels.clamp(min=0)
-
-
-def broken(labels: Tensor) -> Tensor:
-    return torch.zeros_like(labels)
-
-
 def shifted(labels: Tensor) -> Tensor:
     """Another colour everywhere: grids of the right size and all wrong."""
     return torch.where(labels > 1, 2 + (labels - 1) % 10, labels.clamp(min=0))
-
-
-def assert_valid(submission: dict[str, Any], evaluation: list[ArcTask] = EVALUATION) -> None:
-    assert {name: len(tests) for name, tests in submission.items()} == {
-        task.name: len(task.test) for task in evaluation
-    }
-    for attempts in (attempts for tests in submission.values() for attempts in tests):
-        assert list(attempts) == ["attempt_1", "attempt_2"]
-        for grid in attempts.values():
-            array = np.array(grid)  # raises on ragged rows
-            assert array.ndim == 2 and max(array.shape) <= 30 and array.dtype.kind == "i"
-            assert array.size and array.min() >= 0 and array.max() <= 9
 
 
 # What predictors score
@@ -327,8 +224,7 @@ def words(folder: Path) -> list[str]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nobody interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    done = run_recipe(recipe, folder, words(folder), lambda: None)
-    assert done.code == 0, done.err
+    run_well(recipe, folder, words(folder), lambda: None)
     return folder / "run"
 
 
@@ -355,19 +251,9 @@ def test_a_run_from_files_to_a_submission(whole):
 
 @pytest.mark.parametrize("step", [2, 5])
 def test_a_killed_run_resumes_bit_by_bit(whole, tmp_path, step):
-    def kill() -> None:
-        train_step = Trainer.train_step
-
-        def killed(self: Trainer) -> None:
-            train_step(self)
-            if self.step == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        Trainer.train_step = killed  # type: ignore[method-assign]
-
+    kill = at_step(step, signal.SIGKILL)
     assert run_recipe(recipe, tmp_path, words(tmp_path), kill).code == -signal.SIGKILL
-    done = run_recipe(recipe, tmp_path, ["--resume", "run"])
-    assert done.code == 0, done.err
+    done = run_well(recipe, tmp_path, ["--resume", "run"])
     assert ("resumed run at step 3" in done.out) == (step == 5)
     assert_same_run(tmp_path / "run", whole)
     for name in ("submission.json", "samples.json"):

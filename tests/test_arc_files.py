@@ -7,42 +7,16 @@ import json
 
 import numpy as np
 import pytest
-from arc_tasks import make_task
+from arc_tasks import PAIR, TASKS, as_json, as_kaggle, one_task, same
 
 from latent_reason.data import arc_folder
-from latent_reason.data.arc_files import ArcPair, ArcTask, read_arc
+from latent_reason.data.arc_files import read_arc
 from latent_reason.errors import DataError
-
-
-def as_json(task: ArcTask, answers: bool = True) -> dict:
-    def pair(pair: ArcPair, answer: bool) -> dict:
-        assert pair.output is not None
-        full = {"input": pair.input.tolist(), "output": pair.output.tolist()}
-        return full if answer else {"input": full["input"]}
-
-    return {
-        "train": [pair(p, True) for p in task.train],
-        "test": [pair(p, answers) for p in task.test],
-    }
-
-
-def same(a: ArcTask, b: ArcTask) -> bool:
-    pairs_a, pairs_b = [*a.train, *a.test], [*b.train, *b.test]
-    counts = (len(a.train), len(a.test)) == (len(b.train), len(b.test))
-    return (a.name == b.name and counts) and all(
-        np.array_equal(p.input, q.input) and np.array_equal(p.output, q.output)  # type: ignore
-        for p, q in zip(pairs_a, pairs_b, strict=True)
-    )
-
-
-TASKS = [make_task("first"), make_task("second", 2, 2)]
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_challenges_with_solutions(tmp_path, suffix):
-    challenges = {task.name: as_json(task, answers=False) for task in TASKS}
-    solutions = {task.name: [as_json(task)["test"][i]["output"] for i in range(len(task.test))]
-                 for task in TASKS}  # fmt: skip
+    challenges, solutions = as_kaggle(TASKS)
     opener = gzip.open if suffix else open
     with opener(tmp_path / f"my_challenges.json{suffix}", "wt") as file:
         json.dump(challenges, file)
@@ -64,15 +38,6 @@ def test_single_files_and_a_folder_of_them(tmp_path):
     assert all(map(same, read_arc(tmp_path / "all.json"), TASKS))
     with pytest.raises(DataError, match="all.json: not a single task"):
         read_arc(tmp_path)
-
-
-PAIR = '{"input": [[1]], "output": [[2]]}'
-
-
-def one_task(grid: str) -> str:
-    """The text of a task whose second train input is the text `grid`."""
-    pair = PAIR.replace("[[1]]", grid)
-    return f'{{"train": [{PAIR}, {pair}], "test": [{{"input": [[4]]}}]}}'
 
 
 WIDE, TALL = str([[1] * 31]), str([[1]] * 31)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from test_arc_files import TASKS, as_json, one_task, same
+from arc_tasks import TASKS, one_task, same, write_task
 
 from latent_reason.data import arc_folder
 from latent_reason.data.arc_files import read_arc
@@ -15,12 +13,12 @@ from latent_reason.errors import DataError
 def test_folders_inside_a_folder_are_read_too(tmp_path):
     for task, place in zip(TASKS, ("Below", "Above/more"), strict=True):
         (tmp_path / place).mkdir(parents=True)
-        (tmp_path / place / f"{task.name}.json").write_text(json.dumps(as_json(task)))
+        write_task(tmp_path / place / f"{task.name}.json", task)
     (tmp_path / ".hidden").mkdir()
     for hidden in (".hidden/settings.json", "Below/._first.json"):
         (tmp_path / hidden).write_text("no task")
     assert all(map(same, read_arc(tmp_path), reversed(TASKS)))  # in the order of their paths
-    (tmp_path / "Above" / "first.json").write_text(json.dumps(as_json(TASKS[0])))
+    write_task(tmp_path / "Above" / "first.json", TASKS[0])
     message = r"Below/first\.json: task 'first' is also in .*Above/first\.json; remove or rename"
     with pytest.raises(DataError, match=message):
         read_arc(tmp_path)
@@ -31,7 +29,7 @@ def test_training_and_evaluation_tasks_are_not_mixed(tmp_path, names):
     folders = [tmp_path / "data" / name for name in names]
     for folder, task in zip(folders, TASKS, strict=True):
         folder.mkdir(parents=True)
-        (folder / f"{task.name}.json").write_text(json.dumps(as_json(task)))
+        write_task(folder / f"{task.name}.json", task)
         (read,) = read_arc(folder)
         assert same(read, task)
     for path in (tmp_path, tmp_path / "data"):

@@ -14,16 +14,12 @@ from latent_reason.data.arc_files import ArcTask, read_arc
 from latent_reason.data.arc_hub import find_arc
 from latent_reason.errors import DataError
 
+pytestmark = pytest.mark.usefixtures("dataset_cache")
 PAIRS = [
     {"input": [[0, 1], [2, 3]], "output": [[3]]},
     {"input": [[4]], "output": [[5, 6, 7]]},
     {"input": [[8, 9]], "output": [[1], [1]]},
 ]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def write(folder: Path, split: str, rows: list[dict[str, Any]]) -> str:

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from arc_tasks import make_task
-from test_arc_experiment import CONFIG, EVALUATION, TRAINING, Oracle, broken, make_run, perfect
-from test_main import run
+from arc_tasks import (
+    CONFIG,
+    EVALUATION,
+    TRAINING,
+    broken,
+    make_run,
+    make_task,
+    perfect,
+    stand_in,
+    write_task,
+)
+from tiny_recipes import run_main
 from torch import Tensor
 
 import latent_reason
 from latent_reason import run_frame
+from latent_reason.__main__ import main
 from latent_reason.data.arc import ArcDataset
-from latent_reason.data.arc_files import ArcPair, ArcTask
+from latent_reason.data.arc_files import ArcPair
 from latent_reason.errors import CheckpointError, ConfigError, DataError
-from latent_reason.puzzles import arc_voting
 from latent_reason.puzzles.arc_experiment import ArcRun
 from latent_reason.puzzles.arc_solving import ArcSolution, solve_arc
 from latent_reason.puzzles.arc_table import ArcTable, known_tasks, read_table, write_table
@@ -27,6 +36,7 @@ from latent_reason.puzzles.folder import save_puzzle_model
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
+run = partial(run_main, main)
 NUM_ROWS = 1 + 7 * 5
 
 
@@ -48,27 +58,6 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def model_of(arc_run: ArcRun) -> Any:
     return arc_run.make_model(arc_run.config.model)
-
-
-def stand_in(monkeypatch: pytest.MonkeyPatch, oracle: Oracle) -> None:
-    """Let `oracle` answer in place of the model of the folder."""
-    refine = arc_voting.refine
-    monkeypatch.setattr(arc_voting, "refine", lambda model, *rest: refine(oracle, *rest))
-
-
-def write_task(path: Path, task: ArcTask, answers: bool = True) -> Path:
-    """Write a task in the form of the official repository."""
-
-    def listed(pair: ArcPair, known: bool) -> dict[str, Any]:
-        output = {"output": pair.output.tolist()} if known and pair.output is not None else {}
-        return {"input": pair.input.tolist()} | output
-
-    content = {
-        "train": [listed(pair, True) for pair in task.train],
-        "test": [listed(pair, answers) for pair in task.test],
-    }
-    path.write_text(json.dumps(content))
-    return path
 
 
 def lines(pair: ArcPair) -> str:
@@ -111,7 +100,7 @@ def test_a_run_writes_what_its_puzzle_table_stands_for(arc_run):
 
 @pytest.mark.parametrize("index", range(len(EVALUATION)))
 def test_a_perfect_model_gives_the_right_grids(arc_run, tmp_path, monkeypatch, index):
-    stand_in(monkeypatch, Oracle(arc_run, perfect))  # it knows no other identifiers
+    stand_in(monkeypatch, arc_run, perfect)  # it knows no other identifiers
     task = EVALUATION[index]
     path = write_task(tmp_path / f"{task.name}.json", task)
     confidence = torch.tensor(1.0).sigmoid().item()
@@ -127,7 +116,7 @@ def test_the_most_voted_grid_is_the_answer(arc_run, tmp_path, monkeypatch):
         labels.append(label)
         return label.clamp(min=0) if len(labels) % 5 in (1, 2, 3) else torch.full_like(label, 9)
 
-    stand_in(monkeypatch, Oracle(arc_run, mostly_right))
+    stand_in(monkeypatch, arc_run, mostly_right)
     path = write_task(tmp_path / "f.json", EVALUATION[1], answers=False)
     (solution,) = solve_arc(path, arc_run.folder / "model", 1, 4)
     assert (solution.answer, solution.num_votes) == (lines(EVALUATION[1].test[0]), 3)
@@ -138,7 +127,7 @@ def test_the_most_voted_grid_is_the_answer(arc_run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("answers", [True, False])
 def test_predictions_without_a_grid_are_no_answer(arc_run, tmp_path, monkeypatch, answers):
-    stand_in(monkeypatch, Oracle(arc_run, broken))
+    stand_in(monkeypatch, arc_run, broken)
     path = write_task(tmp_path / "e.json", EVALUATION[0], answers)
     solutions = solve_arc(path, arc_run.folder / "model", 2, 3)
     nothing = ArcSolution(None, 0, 4, 0.0, 2, False if answers else None)
@@ -183,7 +172,7 @@ def test_without_a_puzzle_table_any_task_will_do(arc_run, tmp_path):
 
 
 def test_a_file_of_many_tasks_needs_a_name(arc_run, tmp_path, monkeypatch):
-    stand_in(monkeypatch, Oracle(arc_run, perfect))
+    stand_in(monkeypatch, arc_run, perfect)
     path, folder = tmp_path / "evaluation_challenges.json", arc_run.folder / "model"
     (solution,) = solve_arc(path, folder, 1, 2, task="g")  # with the solutions beside it
     assert (solution.answer, solution.right) == (lines(EVALUATION[2].test[0]), True)
@@ -254,7 +243,7 @@ def test_solve_names_the_function_for_arc_which_is_public(arc_run, tmp_path):
 
 
 def test_a_solved_task(arc_run, tmp_path, monkeypatch, capsys):
-    stand_in(monkeypatch, Oracle(arc_run, perfect))
+    stand_in(monkeypatch, arc_run, perfect)
     path = write_task(tmp_path / "e.json", EVALUATION[0])
     capsys.readouterr()
     words = ["solve", str(path), "--model", str(arc_run.folder / "model"), "--votes", "3"]
@@ -272,7 +261,7 @@ def test_a_solved_task(arc_run, tmp_path, monkeypatch, capsys):
 
 
 def test_a_task_that_it_cannot_solve(arc_run, tmp_path, monkeypatch, capsys):
-    stand_in(monkeypatch, Oracle(arc_run, broken))
+    stand_in(monkeypatch, arc_run, broken)
     path = write_task(tmp_path / "f.json", EVALUATION[1])
     capsys.readouterr()
     words = ["solve", str(path), "--model", str(arc_run.folder / "model"), "--votes", "0"]

@@ -1,4 +1,4 @@
-"""Checkpoints against kills, damage and a full disk; rotation; the run lock."""
+"""Checkpoints against kills, damage and a full disk; rotation."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import re
 import resource
 import shutil
 import signal
-import socket
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_runs import forked
 from torch import Tensor
 
 from latent_reason.checkpoint import (
@@ -27,24 +26,13 @@ from latent_reason.checkpoint import (
     rotate_checkpoints,
     save_checkpoint,
 )
-from latent_reason.errors import CheckpointError, ConfigError
-from latent_reason.run_lock import RunLock
+from latent_reason.errors import CheckpointError
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
 KILLED = 137
 FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.chmod", "os.remove", "os.rmdir", "os.scandir"}
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread_and_no_fsync(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A forked child must not wait for threads of its parent; a kill, unlike a power cut, needs
-    no fsync, which is slow on a busy disk."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 def _tensors(step: int, size: int = 64) -> dict[str, dict[str, Tensor]]:
@@ -73,19 +61,6 @@ def _names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def _in_child(action: Callable[[], None]) -> int:
-    """Run `action` in a forked child: 0 if it returned, 1 if it raised, else its exit code."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            action()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 def _killed_at(event_number: int, action: Callable[[], None]) -> int:
     """Run `action` in a child that dies just before its n-th file operation."""
 
@@ -99,7 +74,7 @@ def _killed_at(event_number: int, action: Callable[[], None]) -> int:
         sys.addaudithook(die)
         action()
 
-    return _in_child(armed)
+    return forked(armed)
 
 
 def _outcomes(template: Path, scratch: Path, action: Callable[[Path], None]) -> list[int]:
@@ -234,7 +209,7 @@ def test_files_follow_the_umask(tmp_path: Path) -> None:
         os.umask(0o027)
         _save(tmp_path, 1)
 
-    assert _in_child(save) == 0
+    assert forked(save) == 0
     path = tmp_path / "step-00000001"
     assert path.stat().st_mode & 0o777 == 0o750
     assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {0o640}
@@ -403,7 +378,7 @@ def test_disk_full_while_writing(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="File too large"):
             save_checkpoint(tmp_path, 2, {}, {"long": "x" * 300})
 
-    assert _in_child(save_with_small_files) == 0
+    assert forked(save_with_small_files) == 0
     assert _names(tmp_path) == ["step-00000001"]
     _assert_is(latest_checkpoint(tmp_path), 1)
 
@@ -482,86 +457,3 @@ def test_failed_delete_is_logged_and_rotation_goes_on(
     rotate_checkpoints(tmp_path, 1, ())
     assert _steps(tmp_path) == [2, 3]
     assert "step-00000002" in caplog.text and "Permission denied" in caplog.text
-
-
-def test_second_holder_is_refused_until_the_first_leaves(tmp_path: Path) -> None:
-    folder = tmp_path / "new" / "run"
-    with RunLock(folder) as lock:
-        assert json.loads(lock.path.read_text())["pid"] == os.getpid()
-        with pytest.raises(ConfigError) as error:
-            RunLock(folder).__enter__()
-        assert f"{folder} is in use by process {os.getpid()} on" in str(error.value)
-        assert "choose another --output-dir" in str(error.value)
-        # Another live process is refused as well, and its failure does not free the folder.
-        assert _in_child(lambda: RunLock(folder).__enter__()) == 1
-        assert lock.path.exists()
-    assert _names(folder) == []
-    with RunLock(folder):
-        pass
-
-
-def test_lock_is_released_when_the_run_fails(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), RunLock(tmp_path):
-        raise KeyError("x")
-    assert _names(tmp_path) == []
-
-
-def test_lock_of_a_killed_process_is_taken_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    def die_holding() -> None:
-        RunLock(tmp_path).__enter__()
-        os._exit(KILLED)
-
-    assert _in_child(die_holding) == KILLED
-    left_by = json.loads((tmp_path / ".lock").read_text())["pid"]
-    with RunLock(tmp_path):
-        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
-    assert f"process {left_by} on {socket.gethostname()} is gone" in caplog.text
-
-
-def _write_lock(folder: Path, **changes: object) -> None:
-    with RunLock(folder) as lock:
-        owner = json.loads(lock.path.read_text())
-    (folder / ".lock").write_text(json.dumps(owner | changes))
-
-
-@needs_proc
-def test_reused_process_number_and_zombie_count_as_gone(tmp_path: Path) -> None:
-    _write_lock(tmp_path, start_time="1")
-    with RunLock(tmp_path):
-        pass
-    with subprocess.Popen([sys.executable, "-c", ""]) as zombie:
-        os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
-        fields = Path(f"/proc/{zombie.pid}/stat").read_text().rpartition(")")[2].split()
-        assert fields[0] == "Z"
-        _write_lock(tmp_path, pid=zombie.pid, start_time=fields[19])
-        with RunLock(tmp_path):
-            pass
-
-
-def test_lock_of_another_host_or_unreadable_is_respected(tmp_path: Path) -> None:
-    _write_lock(tmp_path, host="elsewhere", pid=2**22 + 1)
-    with pytest.raises(ConfigError, match=r"on elsewhere.*or delete .*\.lock"):
-        RunLock(tmp_path).__enter__()
-    (tmp_path / ".lock").write_bytes(b"")
-    with pytest.raises(ConfigError, match="lock file is unreadable"):
-        RunLock(tmp_path).__enter__()
-
-
-def test_lock_taken_from_us_is_not_released_by_us(tmp_path: Path) -> None:
-    with RunLock(tmp_path) as lock:
-        _ = lock.path.write_text("{}")
-    assert lock.path.read_text() == "{}"
-
-
-def test_forked_child_does_not_release_the_lock(tmp_path: Path) -> None:
-    with RunLock(tmp_path) as lock:
-        assert _in_child(lambda: lock.__exit__()) == 0
-        assert lock.path.exists()
-
-
-def test_folder_that_cannot_be_locked(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(ConfigError, match="cannot lock output folder"):
-        RunLock(tmp_path / "file").__enter__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_runs import until_end
 
 from latent_reason.controls import AnswerLM, lora_rank
 from latent_reason.core import AnswerOutput
@@ -44,11 +45,6 @@ def train(model, num_steps, learning_rate):
 
 def trainable(model):
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def until_end(tokens, end=0):
-    row = tokens.tolist()
-    return row[: row.index(end) + 1] if end in row else row
 
 
 def test_bare_is_the_base_itself(llm):

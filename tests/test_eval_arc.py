@@ -5,32 +5,35 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from arc_tasks import make_task
-from test_arc_experiment import (
+from arc_tasks import (
     EVALUATION,
-    Oracle,
     assert_valid,
     broken,
     make_run,
+    make_task,
     perfect,
+    stand_in,
     write_tasks,
 )
-from test_eval_puzzle import knowing, run
+from tiny_recipes import assert_refused, evaluate, run_eval
+from tiny_runs import make_puzzle_model
 from torch import Tensor
 
-from latent_reason.puzzles import arc_voting, evaluation
+from eval import puzzle as script
+from latent_reason.puzzles import arc_voting
 from latent_reason.puzzles.arc_experiment import ArcRun
 from latent_reason.puzzles.arc_table import write_table
 from latent_reason.puzzles.folder import save_puzzle_model
 from latent_reason.puzzles.model import PuzzleModel
-from latent_reason.results import load_results
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
+run = partial(run_eval, script)
 DATA = ("--data", "evaluation_challenges.json", "--refinement-steps", "2", "1")
 WORDS = ("--model", "model", *DATA)
 
@@ -53,20 +56,10 @@ def model_of(arc_run: ArcRun) -> PuzzleModel:
     return model
 
 
-def stand_in(
-    arc_run: ArcRun, monkeypatch: pytest.MonkeyPatch, answer: Callable[[Tensor], Tensor]
-) -> None:
-    """Let an oracle answer in place of the model of the folder."""
-    refine, oracle = evaluation.refine, Oracle(arc_run, answer)
-    for module in (arc_voting, evaluation):
-        monkeypatch.setattr(module, "refine", lambda model, *rest: refine(oracle, *rest))  # type: ignore
-
-
 def test_the_rows_and_the_submission_of_the_recipe(arc_run: ArcRun, tmp_path: Path) -> None:
-    words = ("--votes", "2", "--submission", "found.json", "--output", "rows.json")
-    code, out, err = run(tmp_path, *WORDS, *words, "--batch-size", "2")
-    assert (code, err) == (0, "")
-    *single, halted, first, second = load_results(tmp_path / "rows.json")["rows"]
+    words = ("--votes", "2", "--submission", "found.json", "--batch-size", "2")
+    out, results = evaluate(script, tmp_path, *WORDS, *words)
+    *single, halted, first, second = results["rows"]
     model = model_of(arc_run).eval()
     sweep = arc_run.evaluator("test").sweep(model, [1, 2])
     votes = arc_run.vote(model)
@@ -89,11 +82,9 @@ def test_what_predictors_score(
     answer: Callable[[Tensor], Tensor],
     score: float,
 ) -> None:
-    stand_in(arc_run, monkeypatch, answer)
-    words = ("--votes", "4", "--submission", "found.json", "--output", "rows.json", "--num", "2")
-    code, _, err = run(tmp_path, *WORDS, *words)
-    assert (code, err) == (0, "")
-    rows = load_results(tmp_path / "rows.json")["rows"]
+    stand_in(monkeypatch, arc_run, answer)
+    words = ("--votes", "4", "--submission", "found.json", "--num", "2")
+    rows = evaluate(script, tmp_path, *WORDS, *words)[1]["rows"]
     assert [row["n"] for row in rows] == [3, 3, 3, 2, 2, 2]
     assert {row["exact_accuracy"] for row in rows} == {score}
     assert {row["subset"] for row in rows} == {"first 2"}
@@ -119,10 +110,8 @@ def test_without_a_puzzle_table_any_task_will_do(arc_run: ArcRun, tmp_path: Path
     config = replace(arc_run.config.model, puzzle_emb_size=0, puzzle_emb_len=0)
     save_puzzle_model(tmp_path / "plain", arc_run.make_model(config), "arc")
     write_tasks(tmp_path / "other", [make_task("stranger", 2, 2)])
-    words = ("--data", "other_challenges.json", "--refinement-steps", "1", "--output", "rows.json")
-    code, _, err = run(tmp_path, "--model", "plain", *words)
-    assert (code, err) == (0, "")
-    rows = load_results(tmp_path / "rows.json")["rows"]
+    words = ("--model", "plain", "--data", "other_challenges.json", "--refinement-steps", "1")
+    rows = evaluate(script, tmp_path, *words)[1]["rows"]
     assert rows[-1]["system"] == "reasoner, pass@10 of 11 votes"
 
 
@@ -144,14 +133,12 @@ def test_bad_input_is_one_line(
     arc_run: ArcRun, tmp_path: Path, words: list[str], message: str
 ) -> None:
     write_tasks(tmp_path / "other", [EVALUATION[0], *(make_task(name, 2) for name in "xy")])
-    save_puzzle_model(tmp_path / "sudoku", *knowing(1))
+    save_puzzle_model(tmp_path / "sudoku", make_puzzle_model(), "sudoku-4x4")
     save_puzzle_model(tmp_path / "bare", arc_run.make_model(arc_run.config.model), "arc")
-    code, out, err = run(tmp_path, *WORDS, *words)
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ") and err.count("\n") == 1, err
-    assert message in err
+    done = run(tmp_path, *WORDS, *words)
+    assert_refused(done, message)
+    assert done.out == ""
 
 
 def test_data_must_be_given(arc_run: ArcRun, tmp_path: Path) -> None:
-    code, _, err = run(tmp_path, "--model", "model")
-    assert code == 2 and "data: ARC has no generator; give --data" in err
+    assert_refused(run(tmp_path, "--model", "model"), "data: ARC has no generator; give --data")

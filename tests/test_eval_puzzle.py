@@ -4,36 +4,27 @@ from __future__ import annotations
 
 import csv
 import gzip
-import os
-import sys
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from test_puzzle_folder import make_model
-from tiny_runs import forked, reset_accelerate
+from tiny_recipes import assert_refused, evaluate, run_eval
+from tiny_runs import make_puzzle_model
 from torch import Tensor
 
 from eval import puzzle as script
-from latent_reason.command_line import run_script
 from latent_reason.data.kinds import find_puzzle
 from latent_reason.data.puzzle_files import read_puzzles, subsample
 from latent_reason.metrics import wilson_interval
 from latent_reason.puzzles.folder import save_puzzle_model
 from latent_reason.puzzles.model import PuzzleModel
-from latent_reason.results import load_results
 
+pytestmark = pytest.mark.usefixtures("one_process")
 NAME = "sudoku-4x4"
 PUZZLE = find_puzzle(NAME)
 NUM = 12
-
-
-@pytest.fixture(autouse=True)
-def _one_process() -> Iterator[None]:
-    reset_accelerate()
-    yield
-    reset_accelerate()
+run = partial(run_eval, script)
 
 
 @pytest.fixture(scope="module")
@@ -53,24 +44,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def knowing(seed: int) -> tuple[PuzzleModel, str]:
     """Return a model with its name whose answers and halts differ from puzzle to puzzle."""
-    model = make_model("attention", seed)
+    model = make_puzzle_model("attention", seed)
     with torch.no_grad():
         model.q_head.bias.fill_(0.0)
     return model, NAME
-
-
-def run(folder: Path, *words: str) -> tuple[int, str, str]:
-    def action() -> None:
-        os.chdir(folder)
-        sys.argv = ["eval/puzzle.py", *words]
-        run_script(script.main)
-
-    streams = (folder / ".out", folder / ".err")
-    code = forked(action, streams)
-    out, err = (stream.read_text() for stream in streams)
-    for stream in streams:
-        stream.unlink()
-    return code, out, err
 
 
 def answers_of(model: PuzzleModel, questions: Tensor, steps: int) -> tuple[list[Tensor], list[int]]:
@@ -93,9 +70,7 @@ def answers_of(model: PuzzleModel, questions: Tensor, steps: int) -> tuple[list[
 
 def test_rows_of_averaged_and_raw_weights(files: Path) -> None:
     words = ["--model", "model", "--data", "rows.csv.gz", "--refinement-steps", "3", "1"]
-    code, out, err = run(files, *words, "--batch-size", "5", "--output", "found.json")
-    assert (code, err) == (0, "")
-    results = load_results(files / "found.json")
+    out, results = evaluate(script, files, *words, "--batch-size", "5")
     rows = results["rows"]
     assert results["packages"]["torch"]
     data = read_puzzles(files / "rows.csv.gz", PUZZLE)
@@ -126,17 +101,15 @@ def test_rows_of_averaged_and_raw_weights(files: Path) -> None:
 
 def test_puzzles_with_several_solutions_are_refused(files: Path) -> None:
     (files / "two.csv").write_text("question,answer\n1" + "." * 15 + ",1234341221434321\n")
-    code, out, err = run(files, "--model", "model", "--data", "two.csv")
-    assert (code, out) == (2, "")
-    assert err.startswith("error: two.csv:2: the question has several solutions; remove it")
+    done = run(files, "--model", "model", "--data", "two.csv")
+    assert_refused(done, "error: two.csv:2: the question has several solutions; remove it")
+    assert done.out == ""
 
 
 def test_one_kind_of_weights(files: Path) -> None:
     words = ["--model", "model", "--data", "rows.csv.gz", "--refinement-steps", "1"]
     for weights, system in (("averaged", "reasoner"), ("raw", "reasoner, raw weights")):
-        code, _, err = run(files, *words, "--weights", weights, "--output", "found.json")
-        assert (code, err) == (0, "")
-        rows = load_results(files / "found.json")["rows"]
+        rows = evaluate(script, files, *words, "--weights", weights)[1]["rows"]
         assert len(rows) == 2 and rows[0]["system"] == system
 
 
@@ -155,9 +128,7 @@ def test_one_kind_of_weights(files: Path) -> None:
 )
 def test_named_subsets(files: Path, words: list[str], about: tuple[str, str, int, str]) -> None:
     words += ["--model", "model", "--refinement-steps", "1", "--weights", "averaged", "--bf16"]
-    code, _, err = run(files, *words, "--output", "found.json")
-    assert (code, err) == (0, "")
-    for row in load_results(files / "found.json")["rows"]:
+    for row in evaluate(script, files, *words)[1]["rows"]:
         assert (row["task"], row["split"], row["n"], row.get("subset")) == about
 
 
@@ -169,11 +140,10 @@ def test_a_subset_holds_the_puzzles_it_names(files: Path) -> None:
     first, seen = data.subset(torch.arange(5)), set()
     for chosen, part in (([], first), (["--seed", "3"], drawn)):
         words = ["--model", "model", "--data", "rows.csv.gz", "--refinement-steps", "1", *chosen]
-        words += ["--num", "5", "--weights", "averaged", "--output", "found.json"]
-        assert run(files, *words)[0] == 0
+        words += ["--num", "5", "--weights", "averaged"]
+        row = evaluate(script, files, *words)[1]["rows"][0]
         answers, _ = answers_of(knowing(4)[0].eval(), part.questions, 1)
         right = torch.cat(answers) == part.answers
-        row = load_results(files / "found.json")["rows"][0]
         assert row["accuracy"] == pytest.approx(right.float().mean().item())
         seen.add(row["accuracy"])
     assert len(seen) == 2
@@ -203,9 +173,7 @@ def test_bad_input_is_one_line(files: Path, words: list[str], message: str) -> N
     (files / "bad.csv").write_text("question,answer\n123,1234\n")
     save_puzzle_model(files / "other", knowing(1)[0], "hexagons")
     before = sorted(files.rglob("*"))
-    code, out, err = run(files, "--model", "model", "--data", "rows.csv.gz", *words)
-    assert code == 2
-    assert err.startswith("error: ") and err.count("\n") == 1, err
-    assert out == ""
-    assert message in err
+    done = run(files, "--model", "model", "--data", "rows.csv.gz", *words)
+    assert_refused(done, message)
+    assert done.out == ""
     assert sorted(files.rglob("*")) == before

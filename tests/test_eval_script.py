@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import forked, make_data, make_examples, train_once
+from tiny_recipes import assert_refused, evaluate, run_eval
+from tiny_runs import make_data, make_examples, train_once
 
 from eval import latent
-from latent_reason.command_line import run_script
 from latent_reason.data import read_jsonl, write_jsonl
 from latent_reason.latent_reasoner import LatentReasoner
 from latent_reason.llm import FrozenLLM
-from latent_reason.results import load_results
 
 pytestmark = pytest.mark.usefixtures("one_process")
 MakeLLM = Callable[..., FrozenLLM]
 SaveLLM = Callable[[FrozenLLM, Any], str]
 NUM_ROWS = 9
+run = partial(run_eval, latent)
 
 
 @pytest.fixture
@@ -40,20 +39,6 @@ def adapter(
     return tmp_path / "adapter"
 
 
-def run(folder: Path, *words: str) -> tuple[int, str, str]:
-    def action() -> None:
-        os.chdir(folder)
-        sys.argv = ["eval/latent.py", *words]
-        run_script(latent.main)
-
-    streams = (folder / ".out", folder / ".err")
-    code = forked(action, streams)
-    out, err = (stream.read_text() for stream in streams)
-    for stream in streams:
-        stream.unlink()
-    return code, out, err
-
-
 def counts_of(model: LatentReasoner, steps: int) -> tuple[float, float]:
     """Return exact accuracy and accuracy by a naive comparison."""
     data = make_data(model.llm, NUM_ROWS)
@@ -66,9 +51,7 @@ def counts_of(model: LatentReasoner, steps: int) -> tuple[float, float]:
 
 def test_rows_by_refinement_steps(adapter: Path, tmp_path: Path) -> None:
     words = ["--adapter", "adapter", "--data", "rows.jsonl", "--refinement-steps", "3", "1"]
-    code, out, err = run(tmp_path, *words, "--batch-size", "4", "--output", "found.json")
-    assert (code, err) == (0, "")
-    results = load_results(tmp_path / "found.json")
+    out, results = evaluate(latent, tmp_path, *words, "--batch-size", "4")
     assert [row["refinement_steps"] for row in results["rows"]] == [1, 3]
     assert results["packages"]["torch"]
     model = LatentReasoner.from_pretrained(adapter).eval()
@@ -84,10 +67,8 @@ def test_rows_by_refinement_steps(adapter: Path, tmp_path: Path) -> None:
 
 
 def test_rows_by_slots(adapter: Path, tmp_path: Path) -> None:
-    words = ["--adapter", "adapter", "--data", "rows.jsonl", "--slots", "--output", "found.json"]
-    code, _, err = run(tmp_path, *words, "--refinement-steps", "1", "3")
-    assert (code, err) == (0, "")
-    rows = load_results(tmp_path / "found.json")["rows"]
+    words = ["--adapter", "adapter", "--data", "rows.jsonl", "--refinement-steps", "1", "3"]
+    rows = evaluate(latent, tmp_path, *words, "--slots")[1]["rows"]
     systems = [(row["system"], row["refinement_steps"]) for row in rows]
     kinds = ("own", "shuffled", "mean", "no")
     assert systems[2:] == [(f"latent reasoner, {kind} slots", 3) for kind in kinds]
@@ -96,20 +77,18 @@ def test_rows_by_slots(adapter: Path, tmp_path: Path) -> None:
 
 def test_shuffled_slots_need_two_rows(adapter: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "one.jsonl", make_examples(1))
-    code, out, err = run(tmp_path, "--adapter", "adapter", "--data", "one.jsonl", "--slots")
-    assert (code, out) == (2, "")
-    assert err.startswith("error: slots: got one row, expected two or more")
-    assert err.count("\n") == 1
+    done = run(tmp_path, "--adapter", "adapter", "--data", "one.jsonl", "--slots")
+    assert_refused(done, "error: slots: got one row, expected two or more")
+    assert done.out == ""
 
 
 def test_a_data_set_is_read_as_the_recipe_does(adapter: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "mine" / "train.jsonl", make_examples(3, start=60))
     write_jsonl(tmp_path / "mine" / "test.jsonl", make_examples(NUM_ROWS))
-    for data, split in (("mine", "test"), ("rows.jsonl", "file")):
-        words = ["--adapter", "adapter", "--data", data, "--refinement-steps", "3"]
-        code, _, err = run(tmp_path, *words, "--output", f"{split}.json")
-        assert code == 0, err
-    ours, theirs = (load_results(tmp_path / f"{n}.json")["rows"][0] for n in ("test", "file"))
+    words = ["--adapter", "adapter", "--refinement-steps", "3", "--data"]
+    ours, theirs = (
+        evaluate(latent, tmp_path, *words, data)[1]["rows"][0] for data in ("mine", "rows.jsonl")
+    )
     assert (ours["task"], ours["split"]) == ("mine", "test")
     assert ours | {"task": "rows", "split": "file"} == theirs
 
@@ -119,9 +98,8 @@ def test_answers_longer_than_trained(adapter: Path, tmp_path: Path) -> None:
     long = [*rows, type(rows[0])("add 1 2 3 4", "1 2 3 4")]
     write_jsonl(tmp_path / "long.jsonl", long)
     words = ["--adapter", "adapter", "--data", "long.jsonl", "--refinement-steps", "2"]
-    code, _, err = run(tmp_path, *words)
-    assert code == 2
-    assert err.startswith(f"error: long.jsonl:{NUM_ROWS + 1}: the answer needs 9 slots")
+    place = f"error: long.jsonl:{NUM_ROWS + 1}: "
+    assert_refused(run(tmp_path, *words), f"{place}the answer needs 9 slots")
     code, out, err = run(tmp_path, *words, "--num-slots", "9")
     assert (code, err) == (0, "")
     assert f" {NUM_ROWS + 1} " in out
@@ -130,9 +108,7 @@ def test_answers_longer_than_trained(adapter: Path, tmp_path: Path) -> None:
 def test_the_base_is_found_where_it_was_moved(adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "base").rename(tmp_path / "moved")
     words = ["--adapter", "adapter", "--data", "rows.jsonl", "--refinement-steps", "1"]
-    code, _, err = run(tmp_path, *words)
-    assert code == 2
-    assert err.startswith(f"error: base {tmp_path / 'base'}: no such folder")
+    assert_refused(run(tmp_path, *words), f"error: base {tmp_path / 'base'}: no such folder")
     assert run(tmp_path, *words, "--base", "moved")[0] == 0
 
 
@@ -156,13 +132,9 @@ def test_bad_input_is_one_line(
     adapter: Path, tmp_path: Path, words: list[str], message: list[str]
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
-    code, out, err = run(tmp_path, "--adapter", "adapter", "--data", "rows.jsonl", *words)
-    assert code == 2
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1, err
-    assert out == ""
-    for part in message:
-        assert part in err
+    done = run(tmp_path, "--adapter", "adapter", "--data", "rows.jsonl", *words)
+    assert_refused(done, *message)
+    assert done.out == ""
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -184,20 +156,17 @@ def test_an_adapter_for_another_base_is_refused(
 ) -> None:
     save_llm(make_llm(seed=seed, **config), tmp_path / "other")
     words = ["--adapter", "adapter", "--data", "rows.jsonl", "--base", "other"]
-    code, out, err = run(tmp_path, *words)
-    assert code == 2
-    assert err.startswith(f"error: adapter adapter: made for base {tmp_path / 'base'} (width 32)")
-    assert message in err
-    assert err.count("\n") == 1
-    assert out == ""
+    done = run(tmp_path, *words)
+    start = f"error: adapter adapter: made for base {tmp_path / 'base'} (width 32)"
+    assert_refused(done, start, message)
+    assert done.out == ""
 
 
 def test_a_damaged_adapter_is_refused(adapter: Path, tmp_path: Path) -> None:
     weights = adapter / "adapter.safetensors"
     weights.write_bytes(weights.read_bytes()[:-40])
-    code, _, err = run(tmp_path, "--adapter", "adapter", "--data", "rows.jsonl")
-    assert code == 2
-    assert err.startswith("error: adapter adapter: not a complete adapter folder")
+    done = run(tmp_path, "--adapter", "adapter", "--data", "rows.jsonl")
+    assert_refused(done, "error: adapter adapter: not a complete adapter folder")
 
 
 def test_help(tmp_path: Path) -> None:

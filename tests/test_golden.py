@@ -7,15 +7,14 @@ in or beside the repository; skips without it.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
+from tiny_originals import CHOSEN, FILES
 from torch import Tensor
 
 from latent_reason.config import PuzzleModelConfig
@@ -24,11 +23,6 @@ from latent_reason.losses import answer_loss, halt_loss
 from latent_reason.puzzles.model import PuzzleModel, PuzzleOutput
 from latent_reason.puzzles.published_weights import from_published, original_config
 
-REPOSITORY = Path(__file__).parents[1]
-FOLDERS = [top / "shared/golden" for top in (REPOSITORY, REPOSITORY.parent)]
-if CHOSEN := os.environ.get("LATENT_REASON_GOLDEN"):
-    FOLDERS = [Path(CHOSEN)]
-FILES = sorted(path for folder in FOLDERS for path in folder.glob("*.safetensors"))
 CASES = "hrm hrm_learned_pos trm_attention trm_learned_pos trm_mlp trm_no_puzzle_emb".split()
 DATA = ("inputs", "labels", "puzzle_identifiers")
 

@@ -8,12 +8,8 @@ from latent_reason.data import Example, write_jsonl
 from latent_reason.data.hub import read_examples
 from latent_reason.errors import DataError
 
+pytestmark = pytest.mark.usefixtures("dataset_cache")
 ROWS = [Example("Sort: 2 1", "1 2"), Example("Sort: 3 1", "1 3")]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def fields(examples):

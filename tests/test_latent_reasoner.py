@@ -9,6 +9,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_runs import until_end
 
 from latent_reason.config import LatentReasonerConfig, ReasonerConfig
 from latent_reason.data.tasks import Example
@@ -55,11 +56,6 @@ def train(model, num_steps, **options):
         optimizer.step()
         losses.append(output.loss.item())
     return losses
-
-
-def until_end(tokens, end=0):
-    row = tokens.tolist()
-    return row[: row.index(end) + 1] if end in row else row
 
 
 def assert_equal_outputs(ours, theirs):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_runs import until_end
 from torch import nn
 
 from latent_reason.errors import ConfigError, DataError
@@ -30,11 +31,6 @@ def single(llm, prompt, rows, text):
     embed = llm.model.get_input_embeddings()
     ids = [torch.tensor([llm.tokenizer(t)["input_ids"]]) for t in (prompt, text)]
     return torch.cat((embed(ids[0]), rows, embed(ids[1])), dim=1)
-
-
-def until_end(tokens, end=0):
-    row = tokens.tolist()
-    return row[: row.index(end) + 1] if end in row else row
 
 
 # --- frozen ---------------------------------------------------------------------------------------

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from test_published_weights import assert_equal, make_weights, write_original
+from tiny_originals import assert_equal, make_weights, write_original
 from tiny_recipes import run_main
 
 from latent_reason.__main__ import main
 from latent_reason.puzzles.folder import load_puzzle_model
 
-
-def run(*words: str) -> int:
-    return run_main(main, *words)
+run = partial(run_main, main)
 
 
 def test_import_and_export(

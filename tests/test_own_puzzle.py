@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_recipes import Finished, assert_refused, at_step, no_report, run_recipe
-from tiny_runs import forked
+from tiny_recipes import assert_refused, at_step, evaluate, run_recipe, run_well
 
 from eval import puzzle as eval_script
 from latent_reason.__main__ import main as command
@@ -87,12 +85,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def train(folder: Path, words: list[str], prepare: Callable[[], object] = no_report) -> Finished:
-    done = run_recipe(recipe, folder, words, prepare)
-    sys.path[:] = [entry for entry in sys.path if entry != str(folder)]
-    return done
-
-
 def was_imported(folder: Path) -> bool:
     found = (folder / "imported").exists()
     (folder / "imported").unlink(missing_ok=True)
@@ -100,10 +92,9 @@ def was_imported(folder: Path) -> bool:
 
 
 def test_it_is_trained_evaluated_and_solved(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = train(folder, TINY)
-    assert done.code == 0, done.err
+    run_well(recipe, folder, TINY)
     assert was_imported(folder)
     rows = load_results(folder / "run" / "results.json")["rows"]
     assert [(row["task"], row["n"]) for row in rows] == [(NAME, 5)] * 3
@@ -112,28 +103,22 @@ def test_it_is_trained_evaluated_and_solved(
     assert (saved.puzzle_name, saved.puzzle) == (NAME, None) and not was_imported(folder)
     assert isinstance(load_puzzle_model("run/model", puzzle_name=NAME).puzzle, Puzzle)
     assert was_imported(folder)
-
-    def evaluate() -> None:
-        monkeypatch.setattr(sys, "argv", ["eval/puzzle.py", *words])
-        eval_script.main()
-
-    words = ["--model", "run/model", "--puzzle", NAME, "--num", "5", "--output", "rows.json"]
-    assert forked(evaluate) == 0
-    assert load_results(folder / "rows.json")["rows"][0]["task"] == NAME
+    words = ["--model", "run/model", "--puzzle", NAME, "--num", "5"]
+    assert evaluate(eval_script, folder, *words)[1]["rows"][0]["task"] == NAME
     words = ["solve", "ab.\n.ca\nc.b", "--model", "run/model", "--puzzle", NAME]
     assert command(words) in (0, 1)
     assert "confidence" in capsys.readouterr().out
 
 
 def test_a_folder_does_not_choose_what_is_imported(folder: Path) -> None:
-    stopped = train(folder, TINY, at_step(1, 15))
+    stopped = run_recipe(recipe, folder, TINY, at_step(1, 15))
     assert stopped.code == 143 and was_imported(folder)
     again = ["--resume", "run", "--puzzle", NAME]
     assert stopped.out.splitlines()[-1].endswith(" ".join(again))
-    assert_refused(train(folder, again[:2]), "which is code", " ".join(again))
-    assert_refused(train(folder, [*again[:3], "sudoku-4x4"]), "which is code")
+    assert_refused(run_recipe(recipe, folder, again[:2]), "which is code", " ".join(again))
+    assert_refused(run_recipe(recipe, folder, [*again[:3], "sudoku-4x4"]), "which is code")
     assert not was_imported(folder)
-    assert train(folder, again).code == 0
+    run_well(recipe, folder, again)
     (folder / "imported").unlink()
     for words in (["--model", "run/model"], ["--model", "run/model", "--puzzle", "sudoku-4x4"]):
         with pytest.raises(Exception, match=r"name it with --puzzle|the model is made for"):
@@ -142,7 +127,7 @@ def test_a_folder_does_not_choose_what_is_imported(folder: Path) -> None:
     config = json.loads((folder / "run" / "config.json").read_text())
     config["puzzle"] = "sudoku-4x4"
     (folder / "run" / "config.json").write_text(json.dumps(config))
-    assert_refused(train(folder, again), "knows its puzzle")
+    assert_refused(run_recipe(recipe, folder, again), "knows its puzzle")
 
 
 @pytest.mark.parametrize(

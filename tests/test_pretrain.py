@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_recipes import assert_refused, run_recipe
+from tiny_recipes import assert_refused, run_recipe, run_well
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from latent_reason import embedded_base
@@ -20,8 +20,7 @@ TINY = (
 
 
 def test_a_model_is_made_and_loads(tmp_path: Path) -> None:
-    done = run_recipe(recipe, tmp_path, TINY)
-    assert done.code == 0, done.err
+    run_well(recipe, tmp_path, TINY)
     folder = tmp_path / "run" / "model"
     tokens = AutoTokenizer.from_pretrained(folder)("Sort: 3 1", return_tensors="pt")
     logits = AutoModelForCausalLM.from_pretrained(folder)(input_ids=tokens["input_ids"]).logits

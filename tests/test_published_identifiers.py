@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from arc_tasks import make_task, random_grid
-from test_arc_solving import write_task
-from test_eval_puzzle import run as run_eval
-from test_main import run
-from test_published_weights import make_weights, write_original
+from arc_tasks import make_task, random_grid, write_task
+from tiny_originals import make_weights, write_original
+from tiny_recipes import run_eval, run_main
 from torch import Tensor
 
+from eval import puzzle as script
+from latent_reason.__main__ import main
 from latent_reason.config import PuzzleModelConfig
 from latent_reason.data.arc_canvas import ArcSymmetry, crop
 from latent_reason.errors import CheckpointError, ConfigError
@@ -33,6 +34,7 @@ from latent_reason.puzzles.published_identifiers import (
 from latent_reason.puzzles.published_weights import PREFIX, import_published
 
 pytestmark = pytest.mark.usefixtures("one_process")
+run = partial(run_main, main)
 
 TASKS = [make_task("e", 2, 2), make_task("f", 3), make_task("g", 2)]
 ENTRIES = [
@@ -166,7 +168,7 @@ def test_an_imported_checkpoint_votes(
     path = write_task(tmp_path / "e.json", TASKS[0])
     assert [s.num_predictions for s in solve_arc(path, "model", 1, 1)] == [2, 2]
     words = ["--model", "model", "--data", "f.json", "--refinement-steps", "1", "--votes", "4"]
-    code, out, err = run_eval(tmp_path, *words)
+    code, out, err = run_eval(script, tmp_path, *words)
     assert (code, err) == (0, "") and "pass@5 of 5 votes" in out
     capsys.readouterr()
     (tmp_path / "model" / "identifiers.json").unlink()

@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_golden import FILES
+from tiny_originals import ARCH, FILES, ROWS, assert_equal, make_weights, write_original
 from torch import Tensor
 
 from latent_reason.config import PuzzleModelConfig, ReasonerConfig
@@ -25,59 +24,6 @@ from latent_reason.errors import CheckpointError, ConfigError
 from latent_reason.puzzles.folder import load_puzzle_model, save_puzzle_model
 from latent_reason.puzzles.model import PuzzleModel
 from latent_reason.puzzles.published_weights import PREFIX, export_published, import_published
-
-ROWS = 3
-ARCH: dict[str, Any] = {
-    "name": "recursive_reasoning.trm@TinyRecursiveReasoningModel_ACTV1",
-    "loss": {"name": "losses@ACTLossHead", "loss_type": "stablemax_cross_entropy"},
-    "halt_exploration_prob": 0.1,
-    "halt_max_steps": 16,
-    "H_cycles": 3,
-    "L_cycles": 2,
-    "H_layers": 0,
-    "L_layers": 1,
-    "hidden_size": 8,
-    "num_heads": 2,
-    "expansion": 4,
-    "puzzle_emb_ndim": 8,
-    "pos_encodings": "rope",
-    "forward_dtype": "bfloat16",
-    "mlp_t": False,
-    "puzzle_emb_len": 2,
-    "no_ACT_continue": True,
-}
-"""As in config/arch/trm.yaml of the original, with small sizes."""
-
-
-def make_weights(prefix: str = PREFIX) -> dict[str, Tensor]:
-    """Return random weights of `ARCH` on 16 cells and 6 tokens, in the dtypes of the originals."""
-    shapes = {
-        "H_init": (8,),
-        "L_init": (8,),
-        "embed_tokens.embedding_weight": (6, 8),
-        "lm_head.weight": (6, 8),
-        "q_head.weight": (2, 8),
-        "q_head.bias": (2,),
-        "puzzle_emb.weights": (ROWS, 8),
-        "L_level.layers.0.self_attn.qkv_proj.weight": (24, 8),
-        "L_level.layers.0.self_attn.o_proj.weight": (8, 8),
-        "L_level.layers.0.mlp.gate_up_proj.weight": (512, 8),
-        "L_level.layers.0.mlp.down_proj.weight": (8, 256),
-    }
-    torch.manual_seed(0)
-    weights = {prefix + name: torch.randn(shape) for name, shape in shapes.items()}
-    for name in ("H_init", "L_init"):
-        weights[prefix + name] = weights[prefix + name].bfloat16()
-    return weights
-
-
-def write_original(folder: Path, weights: Any, **arch: Any) -> Path:
-    """Write step_5 and all_config.yaml as the originals do; return step_5."""
-    folder.mkdir(exist_ok=True)
-    content = {"arch": ARCH | arch, "beta1": 0.9, "data_paths": ["data/sudoku"], "epochs": 60000}
-    (folder / "all_config.yaml").write_text(yaml.dump(content))
-    torch.save(weights, folder / "step_5")
-    return folder / "step_5"
 
 
 @pytest.fixture
@@ -90,14 +36,6 @@ def import_tiny(source: Path, **options: Any) -> Path:
     folder = source.parent.parent / "model"
     import_published(source, folder, **{"puzzle_name": "sudoku-4x4"} | options)
     return folder
-
-
-def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, tensor in theirs.items():
-        assert ours[name].dtype == tensor.dtype and ours[name].shape == tensor.shape, name
-        same = ours[name].view(torch.uint8).equal(tensor.contiguous().view(torch.uint8))
-        assert same, name
 
 
 def assert_round_trip(folder: Path, weights: dict[str, Tensor]) -> None:

@@ -6,17 +6,28 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny_recipes import Finished, assert_refused, at_step, become, no_report, run_recipe
-from tiny_runs import on_two_processes, read_lines
+from tiny_recipes import (
+    assert_help_names,
+    assert_not_overwritten,
+    assert_refused,
+    assert_same_results,
+    assert_two_processes_do_as_one,
+    at_step,
+    no_report,
+    run_by_itself,
+    run_once,
+    run_recipe,
+    run_well,
+)
+from tiny_runs import read_lines
 from torch import Tensor
 
 from latent_reason.config import PuzzleModelConfig, ReasonerConfig
@@ -33,8 +44,9 @@ from latent_reason.training import Trainer
 from recipes import train_puzzle as recipe
 
 pytestmark = pytest.mark.usefixtures("one_process")
-
-ROOT = Path(__file__).parents[1]
+run_here, run_to_end = partial(run_recipe, recipe), partial(run_well, recipe)
+WEIGHTS = ("model/model.safetensors", "model/raw.safetensors")
+OUTPUT = ["--output-dir", "run"]
 SUDOKU = find_puzzle("sudoku-4x4")
 SHRUNK = (
     "--num-train 24 --num-val 6 --num-test 7 --refinement-steps 1 4 "
@@ -303,10 +315,6 @@ def test_nothing_is_written_before_the_data_is_there(tmp_path: Path) -> None:
 # The recipe
 
 
-def run_here(folder: Path, words: list[str], prepare: Any = no_report) -> Finished:
-    return run_recipe(recipe, folder, words, prepare)
-
-
 def tiny(*words: str, preset: str = "sudoku-4x4") -> list[str]:
     return [preset, *SHRUNK, *words]
 
@@ -315,38 +323,13 @@ def tiny(*words: str, preset: str = "sudoku-4x4") -> list[str]:
 def whole(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
     """A copy of a run folder that nobody interrupted; the run is made once."""
     folder = tmp_path_factory.getbasetemp() / "whole_puzzle"
-    if not folder.exists():
-        folder.mkdir()
-        done = run_here(folder, tiny("--augment", "--output-dir", "run"), lambda: None)
-        assert done.code == 0, done.err
-    return shutil.copytree(folder / "run", tmp_path / "whole")
-
-
-def without_times(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key != "train_seconds"}
-
-
-def assert_same_results(folder: Path, expected: Path) -> None:
-    files = ("metrics.jsonl", "samples.json", "model/model.safetensors", "model/raw.safetensors")
-    for name in files:
-        assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
-    ours, theirs = (load_results(path / "results.json") for path in (folder, expected))
-    assert list(map(without_times, ours["rows"])) == list(map(without_times, theirs["rows"]))
+    return shutil.copytree(run_once(recipe, folder, tiny("--augment")), tmp_path / "whole")
 
 
 def test_a_run_from_the_command_line(whole: Path, tmp_path: Path) -> None:
-    words = [sys.executable, str(ROOT / "recipes" / "train_puzzle.py"), *tiny("--augment")]
-    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=variables)
-    assert done.returncode == 0, done.stderr
-    (folder,) = (tmp_path / "runs").iterdir()
-    assert folder.name.startswith("sudoku-4x4-20")
-    lines = done.stdout.splitlines()
-    assert lines[0] == f"preset sudoku-4x4, run folder runs/{folder.name}"
+    folder, lines = run_by_itself(recipe, tmp_path, tiny("--augment"))
     assert lines[1] == "puzzles of sudoku-4x4: train 24, val 6, test 7"
-    assert f"report: runs/{folder.name}/report.html" in lines
-    assert "Traceback" not in done.stderr
-    assert_same_results(folder, whole)
+    assert_same_results(folder, whole, *WEIGHTS)
 
 
 def test_the_run_folder_is_complete(whole: Path) -> None:
@@ -420,8 +403,7 @@ def test_training_starts_from_a_saved_model(whole: Path, tmp_path: Path) -> None
     own, theirs = model.state_dict(), saved.state_dict()
     del theirs["groups"]
     assert all(torch.equal(own[name], value) for name, value in theirs.items()), "states too"
-    done = run_here(tmp_path, tiny("--start-from", "whole/model", "--output-dir", "more"))
-    assert done.code == 0, done.err
+    run_to_end(tmp_path, tiny("--start-from", "whole/model", "--output-dir", "more"))
     values = json.loads((tmp_path / "more" / "config.json").read_text())
     assert values["start_from"] == "whole/model"
 
@@ -484,8 +466,7 @@ def test_the_halting_row_stops_by_the_head(tmp_path: Path) -> None:
 
         Trainer.use_best_weights = stop_at_once  # type: ignore[method-assign]
 
-    done = run_here(tmp_path, tiny("--train.max-steps", "2", "--output-dir", "run"), prepare)
-    assert done.code == 0, done.err
+    run_to_end(tmp_path, tiny("--train.max-steps", "2", *OUTPUT), prepare)
     rows = load_results(tmp_path / "run" / "results.json")["rows"]
     assert rows[3]["system"] == "reasoner, halts itself"
     assert rows[3]["mean_refinement_steps"] == 1.0 and rows[3]["halted_at"] == [[1, 7]]
@@ -495,50 +476,32 @@ def test_the_halting_row_stops_by_the_head(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", [5, 9])
 def test_a_killed_run_resumes_bit_by_bit(whole: Path, tmp_path: Path, step: int) -> None:
-    words = tiny("--augment", "--output-dir", "run")
+    words = tiny("--augment", *OUTPUT)
     killed = run_here(tmp_path, words, at_step(step, signal.SIGKILL))
     assert killed.code == -signal.SIGKILL
-    done = run_here(tmp_path, ["--resume", "run"])
-    assert done.code == 0, done.err
+    done = run_to_end(tmp_path, ["--resume", "run"])
     assert ("resumed run at step 6" in done.out) == (step > 6)
-    assert_same_results(tmp_path / "run", whole)
+    assert_same_results(tmp_path / "run", whole, *WEIGHTS)
 
 
 def test_a_stopped_run_says_how_to_resume(whole: Path, tmp_path: Path) -> None:
-    words = tiny("--augment", "--output-dir", "run")
+    words = tiny("--augment", *OUTPUT)
     done = run_here(tmp_path, words, at_step(7, signal.SIGTERM))
     assert done.code == 128 + signal.SIGTERM
     assert done.out.splitlines()[-1] == "resume with: python recipes/train_puzzle.py --resume run"
     assert not (tmp_path / "run" / "results.json").exists()
-    done = run_here(tmp_path, ["--resume=run"])
-    assert done.code == 0, done.err
+    done = run_to_end(tmp_path, ["--resume=run"])
     assert "resumed run at step 7" in done.out
-    assert_same_results(tmp_path / "run", whole)
-
-
-def run_on_two(folder: Path, words: list[str]) -> None:
-    become(recipe, folder, words)
-    no_report()
-    assert recipe.main() == 0
-    (folder / f"ran-{os.getpid()}").write_text(os.environ["WORLD_SIZE"])
+    assert_same_results(tmp_path / "run", whole, *WEIGHTS)
 
 
 def test_two_processes_share_one_run_folder(whole: Path, tmp_path: Path) -> None:
-    on_two_processes(run_on_two, tmp_path, tiny("--augment"))
-    assert [path.read_text() for path in tmp_path.glob("ran-*")] == ["2", "2"]
-    (folder,) = (tmp_path / "runs").iterdir()
-    ours, theirs = (load_results(path / "results.json") for path in (folder, whole))
-    assert [row["n"] for row in ours["rows"]] == [row["n"] for row in theirs["rows"]]
-    lines, expected = (read_lines(path / "metrics.jsonl") for path in (folder, whole))
-    for line, other in zip(lines, expected, strict=True):
-        assert line == pytest.approx(other, abs=1e-3)
-    assert not (folder / ".lock").exists()
+    assert_two_processes_do_as_one(recipe, tmp_path, tiny("--augment"), whole)
 
 
 def test_the_control_has_the_same_net_in_one_pass(tmp_path: Path) -> None:
     words = ["--controls", "--model.reasoner.L-cycles", "2", "--model.reasoner.H-cycles", "2"]
-    done = run_here(tmp_path, tiny(*words, "--output-dir", "run"))
-    assert done.code == 0, done.err
+    run_to_end(tmp_path, tiny(*words, *OUTPUT))
     rows = load_results(tmp_path / "run" / "results.json")["rows"]
     control = rows[-1]
     assert control["system"] == "control: same network, one pass"
@@ -556,11 +519,10 @@ def test_mazes_from_own_files(tmp_path: Path) -> None:
     train = [write_csv(tmp_path / "train.csv", "train", 30, maze)]
     test = write_csv(tmp_path / "test.csv", "test", 9, maze)
     files = ["--train-data", *train, "--test-data", test, "--puzzle", "maze-5x5"]
-    done = run_here(
+    done = run_to_end(
         tmp_path,
-        tiny(*files, "--num-train", "0", "--output-dir", "run", preset="perfect-maze-11x11"),
+        tiny(*files, "--num-train", "0", *OUTPUT, preset="perfect-maze-11x11"),
     )
-    assert done.code == 0, done.err
     assert "puzzles of maze-5x5: train 24, val 6, test 7" in done.out.splitlines()
     rows = load_results(tmp_path / "run" / "results.json")["rows"]
     assert all(row["task"] == "maze-5x5" for row in rows)
@@ -574,37 +536,25 @@ def test_compiling_on_a_cpu_needs_a_compiler(tmp_path: Path) -> None:
         no_report()
         os.environ["CXX"] = "no-such-compiler"
 
-    done = run_here(tmp_path, tiny("--train.compile", "--output-dir", "run"), no_compiler)
+    done = run_here(tmp_path, tiny("--train.compile", *OUTPUT), no_compiler)
     assert_refused(done, "train.compile", "compiler no-such-compiler", "--train.no-compile")
     assert not (tmp_path / "run").exists()
 
 
-OUTPUT = ["--output-dir", "run"]
 BAD_OPTIONS = [
     (["sudoku-4x5"], ["preset 'sudoku-4x5': unknown", "did you mean 'sudoku-4x4'?"]),
     (["--puzzle", "chess"], ["puzzle: got 'chess'", "sudoku-NxN", "maze-HxW"]),
     (["--puzzle", "sudoku-5x5"], ["puzzle: got 'sudoku-5x5'", "[4, 6, 9, 16]"]),
     (["--puzzle", "maze-2x9"], ["height: got 2, expected 3"]),
-    (["--num-trian", "5"], ["Unrecognized options: --num-trian", "--num-train"]),
     (["--num-train", "0"], ["num_train: got 0, expected at least 1"]),
-    (["--train.optimizer", "sgd"], ["--train.optimizer", "sgd"]),
     (["--train.through-base-from", "0.5"], ["train.through_base_from: got 0.5, expected 1.0"]),
-    (["--train.learning-rate", "7"], ["learning_rate: got 7.0, expected above 0"]),
-    (["--model.reasoner.mixer", "conv"], ["--model.reasoner.mixer", "conv"]),
-    (["--model.puzzle-emb-len", "2"], ["puzzle_emb_len: got 2, expected 0 without one"]),
-    (["--refinement-steps", "0", "4"], ["refinement_steps: got (0, 4)"]),
-    (["--train-data", "x.csv"], ["train_data and test_data: got one"]),
     (["--train-data", "x.csv", "--test-data", "y.csv"], ["x.csv"]),
-    (["--resume"], ["--resume FOLDER"]),
-    (["--resume", "nowhere"], ["nowhere: no run to resume", "config.json"]),
-    (["--resume", "run", "--train.max-steps", "9"], ["--resume FOLDER takes no other options"]),
 ]
 
 
 @pytest.mark.parametrize(("words", "message"), BAD_OPTIONS, ids=lambda value: " ".join(value)[:40])
 def test_bad_options(tmp_path: Path, words: list[str], message: list[str]) -> None:
-    output = [] if "--resume" in words[0] else OUTPUT
-    assert_refused(run_here(tmp_path, [*words, *output]), *message)
+    assert_refused(run_here(tmp_path, [*words, *OUTPUT]), *message)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -620,18 +570,12 @@ def test_a_bad_row_is_named(files: dict[str, Any], tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_finished_run_is_not_overwritten(whole: Path, tmp_path: Path) -> None:
-    before = (whole / "results.json").stat().st_mtime_ns
-    done = run_here(tmp_path, tiny("--output-dir", "whole"))
-    assert_refused(done, "whole: holds a run already", "--resume whole")
-    assert (whole / "results.json").stat().st_mtime_ns == before
+def test_a_finished_run_is_not_overwritten(whole: Path) -> None:
+    assert_not_overwritten(recipe, whole, tiny())
 
 
 def test_help_names_presets_and_options(tmp_path: Path) -> None:
-    done = run_here(tmp_path, ["--help"])
-    assert done.code == 0
-    for name in [*recipe.PRESETS, "--train.optimizer", "--model.symbol-states", "--puzzle"]:
-        assert name in done.out
+    assert_help_names(recipe, tmp_path, "--train.optimizer", "--model.symbol-states", "--puzzle")
 
 
 # Presets

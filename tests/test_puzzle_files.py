@@ -13,6 +13,7 @@ from latent_reason.data.puzzles import Puzzle, PuzzleDataset
 from latent_reason.data.sudoku import Sudoku
 from latent_reason.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.usefixtures("dataset_cache")
 REPOSITORY = Path(__file__).parents[1]
 SHARED = [
     path
@@ -27,11 +28,6 @@ SECOND = ".3....3.........", ANSWER
 @pytest.fixture(scope="module")
 def puzzles():
     return SMALL.generate(30, seed=0)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def digits(grid):

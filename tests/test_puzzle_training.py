@@ -33,13 +33,8 @@ from latent_reason.errors import NonFiniteError
 from latent_reason.train_config import HaltConfig
 from latent_reason.training import Trainer
 
-pytestmark = pytest.mark.usefixtures("one_process")
+pytestmark = pytest.mark.usefixtures("one_process", "no_fsync")
 OPTIMIZERS = ("adamw", "adam_atan2", "muon")
-
-
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 REASONER = replace(PUZZLE_MODEL.reasoner, residual_init="normal")

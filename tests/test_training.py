@@ -41,14 +41,9 @@ from latent_reason.llm import FrozenLLM
 from latent_reason.train_config import HaltConfig, TrainConfig
 from latent_reason.training import local_batch_size, use_bf16
 
-pytestmark = pytest.mark.usefixtures("one_process")
+pytestmark = pytest.mark.usefixtures("one_process", "no_fsync")
 NUM_EXAMPLES = 22
 MakeLLM = Callable[..., FrozenLLM]
-
-
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture

@@ -56,6 +56,12 @@ def make_examples(num: int, start: int = 0) -> list[Example]:
     return [Example(f"add {a} {b}", f"{a + b} {a * b % 10}") for a, b in pairs]
 
 
+def until_end(tokens: Tensor, end: int = 0) -> list[int]:
+    """Return an answer up to and with its end."""
+    row = tokens.tolist()
+    return row[: row.index(end) + 1] if end in row else row
+
+
 def make_data(llm: FrozenLLM, num: int, start: int = 0) -> TextDataset:
     return TextDataset.build(make_examples(num, start), llm.tokenizer, NUM_SLOTS)
 
@@ -100,6 +106,33 @@ PUZZLE_MODEL = PuzzleModelConfig(
     puzzle_emb_size=20,
     puzzle_emb_len=2,
 )
+
+
+SIZES: dict[str, Any] = {"hidden_size": 16, "num_heads": 2, "L_cycles": 2, "H_cycles": 1}
+SIZES |= {"L_layers": 1, "width_multiple": 16}
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "attention": ({"positions": "learned"}, {"puzzle_emb_size": 16, "puzzle_emb_len": 2}),
+    "mlp": ({"mixer": "mlp", "positions": "none"}, {"loss": "stablemax"}),
+    "hrm": ({"kind": "hrm", "H_layers": 1, "gradient": "one_step"}, {"q_continue": True}),
+    "groups": ({"mixer": "groups", "positions": "none"}, {"symbol_states": True}),
+}
+
+
+def make_puzzle_model(kind: str = "groups", seed: int = 0) -> PuzzleModel:
+    """Return a tiny model for 4x4 Sudoku of which every number is random."""
+    torch.manual_seed(seed)
+    reasoner, around = KINDS[kind]
+    config = PuzzleModelConfig(
+        reasoner=ReasonerConfig(**SIZES | reasoner),
+        vocab_size=PUZZLE.vocab_size,
+        num_cells=PUZZLE.num_cells,
+        num_puzzles=3,
+        **around,
+    )
+    model = PuzzleModel(config, PUZZLE.groups()).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    return model
 
 
 def make_puzzles(num: int = NUM_PUZZLES, split: str = "train", augment: bool = True) -> Any:

@@ -1,0 +1,112 @@
+"""Writing model folders: what a kill leaves, which files are kept, what cannot be written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from latent_reason.errors import CheckpointError
+from latent_reason.model_folder import write_model_folder
+
+NAMES = {"README.md", "config.json", "model.safetensors"}
+
+
+def write(folder: Path, number: int, *more: str) -> None:
+    """Write a model of which every file tells a number."""
+    weights = {name: {"w": torch.tensor([number])} for name in ("model.safetensors", *more)}
+    write_model_folder(folder, weights, {"number": number}, f"# {number}")
+
+
+def assert_holds(folder: Path, number: int) -> None:
+    """Assert that each file of a model is there and tells this number."""
+    assert load_file(folder / "model.safetensors")["w"].tolist() == [number]
+    assert json.loads((folder / "config.json").read_text()) == {"number": number}
+    assert (folder / "README.md").read_text() == f"# {number}\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "model", 0)
+    return tmp_path / "model"
+
+
+def test_all_files_may_be_read_by_the_same_users(folder: Path) -> None:
+    assert {path.name for path in folder.iterdir()} == NAMES
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
+def test_writing_again_keeps_files_of_others(folder: Path) -> None:
+    write(folder, 0, "raw.safetensors")
+    (folder / "curve.png").write_bytes(b"picture")
+    (folder / "more").mkdir()
+    (folder / "more" / "notes.txt").write_text("mine")
+    write(folder, 1)
+    assert_holds(folder, 1)
+    assert {path.name for path in folder.iterdir()} == NAMES | {"curve.png", "more"}
+    assert (folder / "curve.png").read_bytes() == b"picture"
+    assert (folder / "more" / "notes.txt").read_text() == "mine"
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_at(monkeypatch: pytest.MonkeyPatch, number: int) -> Callable[[], None]:
+    """Make a rename the last thing that happens; return the undoing."""
+    rename, calls = os.rename, []
+
+    def patched(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) == number:
+            raise Killed
+        rename(*args)
+
+    monkeypatch.setattr(os, "rename", patched)
+    monkeypatch.setattr("shutil.rmtree", lambda *args, **kwargs: None)
+    return monkeypatch.undo
+
+
+def test_a_kill_on_first_writing_leaves_nothing_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undo = killed_at(monkeypatch, 1)
+    with pytest.raises(Killed):
+        write(tmp_path / "model", 0)
+    undo()
+    assert not (tmp_path / "model").exists()
+    write(tmp_path / "model", 0)
+    assert_holds(tmp_path / "model", 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_kill_on_writing_again_loses_nothing(
+    folder: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "curve.png").write_bytes(b"picture")
+    undo = killed_at(monkeypatch, number)
+    with pytest.raises(Killed):
+        write(folder, 1)
+    undo()
+    kept = folder if folder.exists() else folder.with_name(".old-model")
+    assert_holds(kept, 1 if number == 3 else 0)
+    write(folder, 2)
+    assert_holds(folder, 2)
+    assert (folder / "curve.png").read_bytes() == b"picture"
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(CheckpointError, match="^cannot write model folder .*/file"):
+            write(folder, 0)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "mine")]
