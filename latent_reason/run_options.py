@@ -71,7 +71,7 @@ Presets = Mapping[str, tuple[str, Config]]
 
 
 def parse(argv: Sequence[str], presets: Presets[Config], about: str) -> tuple[str, Config, bool]:
-    """Read the command line of a recipe: [PRESET] [options], or --resume FOLDER.
+    """Read the command line of a recipe: [PRESET] [options], or --resume FOLDER [--puzzle NAME].
 
     Args:
         argv: without the name of the script.
@@ -92,7 +92,8 @@ def parse(argv: Sequence[str], presets: Presets[Config], about: str) -> tuple[st
     if "--resume" in argv:
         if argv in (["--resume"], ["--resume", ""]):
             raise ConfigError("--resume FOLDER: give the folder of a run, as in --resume runs/NAME")
-        if argv[0] != "--resume" or len(argv) != 2 and (len(argv) != 4 or argv[2] != "--puzzle"):
+        whole = len(argv) == 2 or (len(argv) == 4 and argv[2] == "--puzzle")
+        if argv[0] != "--resume" or not whole:
             raise ConfigError("--resume FOLDER takes no other options: the folder knows them")
         folder = Path(argv[1])
         try:
