@@ -122,8 +122,9 @@ class PuzzleEvaluator:
     def choose_confidence(self, model: PuzzleModel, limit: int) -> float:
         """Return the lowest of CONFIDENCES at which halting costs next to nothing.
 
-        That is at most HALT_LOSS of the puzzles against `limit` refinement steps for all; the
-        highest if none is good enough. To be called with a validation split.
+        That is at most HALT_LOSS of the puzzles against the best of the others and of `limit`
+        refinement steps for all, which may lose an answer again; the highest if none is good
+        enough. To be called with a validation split.
         """
         model.eval()
         bounds = torch.tensor([*CONFIDENCES, 1.0], device=self.accelerator.device).logit()
@@ -135,7 +136,7 @@ class PuzzleEvaluator:
                 halted = halted | (output.q_halt_logits > bounds[:, None])
             right += final.sum(dim=1)
         *at, last = self.accelerator.reduce(right, "sum").tolist()
-        least = last - HALT_LOSS * len(self.data)
+        least = max(last, *at) - HALT_LOSS * len(self.data)
         good = [c for c, n in zip(CONFIDENCES, at, strict=True) if n >= least]
         return good[0] if good else CONFIDENCES[-1]
 
