@@ -216,6 +216,25 @@ def test_another_solution_is_valid_and_not_exact() -> None:
     assert "valid %" not in format_table(rows)
 
 
+class Wanderer(Reciter):
+    """Finds the answer to puzzle 0 in step 1 and loses it again; that to puzzle 1 in step 2."""
+
+    def forward(self, carry: Carry, inputs: Tensor, puzzle_identifiers: Tensor) -> Any:
+        step = int(carry.refinement_steps[0])
+        right = puzzle_identifiers == step
+        logits = torch.where(right[:, None, None], self.logits, self.logits.roll(1, dims=2))
+        sure = torch.where(right, 0.97, 0.55).logit()
+        carry = dataclasses.replace(carry, refinement_steps=carry.refinement_steps + 1)
+        return SimpleNamespace(logits=logits, carry=carry, q_halt_logits=sure)
+
+
+def test_the_confidence_keeps_answers_that_more_steps_lose() -> None:
+    questions, answers = PUZZLE.generate(2, seed=0)
+    data = PuzzleDataset(PUZZLE, questions, answers, puzzle_identifiers=torch.arange(2))
+    model: Any = Wanderer(answers, 6)
+    assert evaluator(data).choose_confidence(model, 2) == 0.6  # 0.5 stops puzzle 1 too early
+
+
 class Plain(Puzzle):
     """A puzzle that states neither rule nor symmetry."""
 
