@@ -24,9 +24,6 @@ from latent_reason.config import ReasonerConfig
 from latent_reason.reasoner import Reasoner
 from latent_reason.recursion import deep_recursion
 
-ROUNDING = 1e-4
-"""Relative error of fp32 against the twin in fp64; a wrong setting gives 1e-3 and more."""
-
 
 @pytest.mark.parametrize("positions", ["rope", "none"])
 @pytest.mark.parametrize("mixer", MIXERS)
@@ -37,7 +34,7 @@ def test_states_and_all_gradients_agree_with_the_twin(
 ) -> None:
     config = make_config(kind, gradient=gradient, mixer=mixer, positions=positions)
     ours, theirs, our_grads, their_grads = run_both(config)
-    assert distance(ours, theirs) < ROUNDING
+    assert distance(ours, theirs) < 1e-5
     assert distance(our_grads, their_grads) < 1e-4
 
 
@@ -50,7 +47,7 @@ def test_few_cycles_agree_with_the_twin(gradient: str, cycles: tuple[int, int], 
         kind, gradient=gradient, H_cycles=H_cycles, L_cycles=L_cycles, gradient_cycles=1
     )
     ours, theirs, our_grads, their_grads = run_both(config)
-    assert distance(ours, theirs) < ROUNDING
+    assert distance(ours, theirs) < 1e-5
     assert distance(our_grads, their_grads) < 1e-4
 
 
@@ -59,7 +56,7 @@ def test_few_cycles_agree_with_the_twin(gradient: str, cycles: tuple[int, int], 
 def test_twin_of_another_gradient_mode_disagrees(gradient: str, other: str, kind: str) -> None:
     config = make_config(kind, gradient=gradient, mixer="mlp")
     ours, theirs, our_grads, their_grads = run_both(config, gradient=other)
-    assert distance(ours, theirs) < ROUNDING
+    assert distance(ours, theirs) < 1e-5
     assert distance(our_grads, their_grads) > 1e-2
 
 
