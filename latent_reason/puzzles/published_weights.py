@@ -39,8 +39,8 @@ NAMES = {
 }
 OUR_NAMES = {ours: theirs for theirs, ours in NAMES.items()}
 TABLE = "puzzle_emb.weights"
-MAX_TABLE = 2**32
-"""Most numbers in a puzzle table that is resized."""
+MAX_TABLE = 2**30
+"""Most numbers in a puzzle table that is resized: 4 GiB."""
 CLASSES = {
     "TinyRecursiveReasoningModel_ACTV1": ("trm", "trm"),
     "HierarchicalReasoningModel_ACTV1": ("hrm", "hrm_act_v1"),
