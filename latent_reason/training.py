@@ -105,7 +105,8 @@ class Trainer:
         config: how to train.
         run_dir: gets metrics.jsonl, perf.jsonl and checkpoints/.
         evaluate: called with the model holding averaged weights; returns `val/...` metrics, of
-            which `val/exact_accuracy`, then `val/accuracy`, choose the best checkpoint.
+            which the better of `val/exact_accuracy` and, where it is told,
+            `val/halted_exact_accuracy`, then `val/accuracy`, choose the best checkpoint.
         report: called on the main process with one line of progress.
         options: called before each step with (progress, most refinement steps now); returns
             further arguments of the model.
@@ -254,7 +255,10 @@ class Trainer:
         """Evaluate with averaged weights, remember the best step."""
         with self.averaged_weights():
             metrics = self.evaluate()
-        score = [metrics["val/exact_accuracy"], metrics["val/accuracy"]]
+        exact = metrics["val/exact_accuracy"]
+        # A net that finds answers and loses them again is as good as its head says when to stop.
+        exact = max(exact, metrics.get("val/halted_exact_accuracy", exact))
+        score = [exact, metrics["val/accuracy"]]
         if not self.best or score >= self.best["score"]:
             self.best = {"step": self.step, "score": score}
             self.best_weights = [p.detach().clone() for p in [*self.averages, *self.tables]]
