@@ -195,6 +195,22 @@ def test_the_newest_two_and_the_best_checkpoint_are_kept(base: FrozenLLM, tmp_pa
     assert trainer.best == {"step": 4, "score": [0.9, 0.5]}
 
 
+def test_the_best_step_may_be_one_whose_head_knows_when_to_stop(
+    base: FrozenLLM, tmp_path: Path
+) -> None:
+    trainer = make_trainer(base, tmp_path, max_steps=8, eval_every=2, save_every=8)
+    scores = iter([(0.5, 0.1), (0.4, 0.6), (0.55, 0.3), (0.3, 0.2)])
+
+    def evaluate() -> dict[str, float]:
+        exact, halted = next(scores)
+        own = {"val/exact_accuracy": exact, "val/halted_exact_accuracy": halted}
+        return own | {"val/accuracy": 0.5}
+
+    trainer.evaluate = evaluate
+    trainer.run()
+    assert trainer.best == {"step": 4, "score": [0.6, 0.5]}
+
+
 @pytest.mark.parametrize(
     ("changes", "num_examples", "message"),
     [
