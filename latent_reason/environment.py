@@ -35,8 +35,8 @@ def check_compiler(device: torch.device) -> None:
     name = os.environ.get("CXX", default)
     if device.type == "cpu" and shutil.which(name) is None:
         raise ConfigError(
-            f"train.compile: there is no C++ compiler {name}; install one (CXX may name another) "
-            "or give --train.no-compile"
+            f"compile: there is no C++ compiler {name}; install one (CXX may name another) or do "
+            "without compiling: --train.no-compile in a recipe"
         )
 
 

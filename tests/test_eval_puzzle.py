@@ -12,6 +12,7 @@ import torch
 from tiny_recipes import assert_refused, evaluate, run_eval
 from tiny_runs import make_puzzle_model
 from torch import Tensor
+from torch.fx import GraphModule
 
 from eval import puzzle as script
 from latent_reason.data.kinds import find_puzzle
@@ -130,6 +131,19 @@ def test_named_subsets(files: Path, words: list[str], about: tuple[str, str, int
     words += ["--model", "model", "--refinement-steps", "1", "--weights", "averaged", "--bf16"]
     for row in evaluate(script, files, *words)[1]["rows"]:
         assert (row["task"], row["split"], row["n"], row.get("subset")) == about
+
+
+def test_a_compiled_model_gives_the_same_rows(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--model", "model", "--data", "rows.csv.gz", "--refinement-steps", "1", "3"]
+    plain = evaluate(script, files, *words)[1]["rows"]
+
+    def backend(graph: GraphModule, inputs: list[Tensor]) -> GraphModule:
+        (files / "compiled").touch()
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    assert evaluate(script, files, *words, "--compile")[1]["rows"] == plain
+    assert (files / "compiled").exists()
 
 
 def test_a_subset_holds_the_puzzles_it_names(files: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -268,7 +268,8 @@ class PuzzleRun(RunFrame[PuzzleRunConfig]):
             model.config = dataclasses.replace(model.config, halt_confidence=confidence)
         steps = sorted({*config.refinement_steps, limit})
         facts["halt_confidence"] = model.config.halt_confidence
-        sweep = self.evaluator("test").sweep(model, steps)
+        fast = cast(PuzzleModel, torch.compile(model)) if config.train.compile else model
+        sweep = self.evaluator("test").sweep(fast, steps)
         self.rows += sweep.rows("reasoner", task=config.puzzle, split="test", **facts)
 
     def run_control(self, reasoner: Trainer) -> None:
