@@ -99,17 +99,20 @@ def run_controls(run: Run, reasoner: Trainer) -> None:
     """Train the controls on the same data, each for as many seconds as the reasoner.
 
     LoRA and pause slots run the base in their training, so the time in which it read the training
-    prompts for the reasoner is theirs too. Their steps are slow: their warm-up is short.
+    prompts for the reasoner is theirs too. Their steps are slow: their warm-up is
+    short.
     """
     seconds, size = reasoner.seconds, sum(p.numel() for p in reasoner.trainable)
     once, train = one_pass(run.config.model.reasoner, run.config.train, seconds)
-    warmup = min(20, train.warmup_steps)
-    train = dataclasses.replace(train, warmup_steps=warmup, through_base_from=0.0)
     run.say(f"control: the same network in one pass, {seconds:.0f} s")
     model, trainer = train_reasoner(run, run.folder / "controls" / "one_pass", train, once)
     counter = run.evaluator("test").by_refinement_steps(model, [1])[1]
     run.add("control: same network, one pass", run.task, "test", 1, counter, **facts_of(trainer))
-    train = dataclasses.replace(train, max_seconds=seconds + run.read_seconds)
+    train = dataclasses.replace(
+        train,
+        max_seconds=seconds + run.read_seconds,
+        warmup_steps=min(20, train.warmup_steps),
+    )
     for kind in ("lora", "pause"):
         run.say(f"control: {kind}, {train.max_seconds:.0f} s")
         train_control(run, kind, train, size)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from latent_reason.config import LatentReasonerConfig, check
+from latent_reason.config import LatentReasonerConfig, check, check_unread
 from latent_reason.data.features import StateCache
 from latent_reason.data.hub import read_examples
 from latent_reason.data.jsonl import find_leaks
@@ -55,6 +55,10 @@ class RunConfig(FrameConfig):
             raise ConfigError("train_data and test_data: got one, expected both or none")
         curriculum = self.train.cycles_curriculum
         check(curriculum is None, "train.cycles_curriculum", curriculum, "None: for puzzles only")
+        for name in ("puzzle_learning_rate", "puzzle_weight_decay"):
+            check_unread(self.train, name, "for puzzles only")
+        if self.model.writer == "head":
+            check_unread(self.train, "through_base_from", "writer 'head' does not read it")
 
 
 def load_examples(config: RunConfig, say: Callable[[str], None]) -> dict[str, list[Example]]:

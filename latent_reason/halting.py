@@ -54,8 +54,11 @@ def fresh_carry(z_H: Tensor, z_L: Tensor) -> Carry:
 
 
 def empty_carry(num: int, device: torch.device | str = "cpu") -> Carry:
-    """Return a carry without states, for models that finish an example in one step."""
-    nothing = torch.zeros(num, 0, 0, device=device)
+    """Return a carry of one zero each, for models that finish an example in one step.
+
+    Not of nothing: accelerate cannot gather empty tensors of several GPUs.
+    """
+    nothing = torch.zeros(num, 1, 1, device=device)
     return fresh_carry(nothing, nothing)
 
 
@@ -89,7 +92,8 @@ def refill(carry: Carry, fresh: dict[str, Tensor]) -> Carry:
 def minimum_steps(num: int, limit: int, exploration_prob: float, seed: int, step: int) -> Tensor:
     """Draw the exploration minimum of refinement steps for the `num` rows of a global batch.
 
-    A pure function of (seed, step): the same on every rank and after a resume.
+    Drawn anew in every step, as the originals do. A pure function of (seed, step): the same on
+    every rank and after a resume.
 
     Returns:
         (num,) int64: uniform in 2..limit with probability `exploration_prob`, else 0.

@@ -1,4 +1,4 @@
-"""Loss functions: pure, reduced to one number per batch, fp32 throughout."""
+"""Loss functions: pure, in fp32 or better whatever the logits are."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def answer_losses(
         kind: how logits become probabilities.
 
     Returns:
-        (B,) fp32. Its mean over local examples, averaged over ranks of equal batch size, is the
-        global mean.
+        (B,) fp32, with stablemax fp64. Its mean over local examples, averaged over ranks of equal
+        batch size, is the global mean.
     """
     labelled = labels != IGNORE_INDEX
     if kind == "softmax":

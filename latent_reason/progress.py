@@ -37,7 +37,8 @@ class Progress:
     """Sums up steps and writes lines; every process adds and gathers, the main one writes.
 
     Args:
-        accelerator: of the run; its trackers get every line too.
+        accelerator: of the run; its trackers get every line too, but none of a control, which
+            trains in a folder of its own.
         config: of the training.
         run_dir: gets metrics.jsonl and perf.jsonl (timing, which no resumed run reproduces).
         report: called on the main process with one line of progress.
@@ -53,6 +54,8 @@ class Progress:
         self.accelerator, self.config = accelerator, config
         self.run_dir, self.report = run_dir, report
         self._file: MetricsLog | None = None
+        self._tracked = Path(accelerator.project_dir or run_dir) == run_dir
+        self._settings: dict[str, float] = {}
         self._clear()
 
     def _clear(self) -> None:
@@ -72,16 +75,23 @@ class Progress:
         with MetricsLog(self.run_dir / "metrics.jsonl", step or -1) as self._file:
             yield
 
-    def add(self, output: Any, labels: Tensor) -> None:
-        """Add a step: its batch means and its counts of tokens; labels are (B, S) int64."""
-        labelled = labels != IGNORE_INDEX
+    def add(self, output: Any, labels: Tensor, learning_rate: float, limit: int) -> None:
+        """Add a step: its batch means and its counts of tokens; labels are (B, S) int64.
+
+        `limit`, the most refinement steps, and the rate are told as the last step had them.
+        """
+        self._settings = {
+            "train/learning_rate": learning_rate,
+            "train/max_refinement_steps": limit,
+        }
+        labelled, num_processes = labels != IGNORE_INDEX, self.accelerator.num_processes
         predicted = output.logits.detach()[:, : labels.shape[1]].argmax(dim=-1)
         values = (
             output.loss.detach(),
             output.correct.float().mean(),
             output.carry.refinement_steps.float().mean(),
-            ((predicted == labels) & labelled).sum(),
-            labelled.sum(),
+            ((predicted == labels) & labelled).sum() * num_processes,
+            labelled.sum() * num_processes,
         )
         self._sums += torch.stack([value.to(self._sums.device).double() for value in values])
         self._num += 1
@@ -98,18 +108,15 @@ class Progress:
         row = dict(zip(SUMS, means.tolist(), strict=True))
         row["train/accuracy"] = row.pop("right") / row.pop("labelled")
         self._clear()
-        config = self.config
-        factor = config.learning_rate_factor(step - 1, progress)
-        row["train/learning_rate"] = config.learning_rate * factor
-        row["train/max_refinement_steps"] = config.halt.limit_at(progress)
+        row |= self._settings
         if not self._write(step, row):
             return
-        rate = step * config.batch_size / seconds
+        rate = step * self.config.batch_size / seconds
         perf = {"train/seconds": round(seconds, 2), "perf/examples_per_s": round(rate, 1)}
         with open(self.run_dir / "perf.jsonl", "a") as file:
             file.write(json.dumps({"step": step} | perf) + "\n")
         left = seconds * (1 / max(progress, 1e-9) - 1)
-        total = "" if config.max_seconds else f"/{config.max_steps}"
+        total = "" if self.config.max_seconds else f"/{self.config.max_steps}"
         self.report(
             f"step {step}{total} | loss {row['train/loss']:.3f} | "
             f"tokens {100 * row['train/accuracy']:.1f} % | "
@@ -132,7 +139,8 @@ class Progress:
         if self._file is None:
             return False
         self._file.write({"step": step, **row})
-        self.accelerator.log(row, step=step)
+        if self._tracked:
+            self.accelerator.log(row, step=step)
         return True
 
     def state(self) -> dict[str, Any]:
@@ -141,8 +149,9 @@ class Progress:
         return {"sums": sums, "num_sums": self._num}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Undo `state`, of as many processes."""
-        sums = state["sums"][self.accelerator.process_index]
-        device = sums_device(self.accelerator)
-        self._sums = torch.tensor(sums, dtype=torch.float64, device=device)
+        """Undo `state`; if it is of another number of processes, each takes their mean."""
+        sums = torch.tensor(state["sums"], dtype=torch.float64)
+        same = len(sums) == self.accelerator.num_processes
+        own = sums[self.accelerator.process_index] if same else sums.mean(dim=0)
+        self._sums = own.to(sums_device(self.accelerator))
         self._num = state["num_sums"]

@@ -80,5 +80,5 @@ class Reasoner(nn.Module):
             H_cycles=H_cycles,
             L_cycles=L_cycles,
             gradient=config.gradient,
-            gradient_cycles=min(config.gradient_cycles, H_cycles),
+            gradient_cycles=config.gradient_cycles,
         )

@@ -61,7 +61,7 @@ def deep_recursion(
         L_cycles: z_L updates per H cycle, at least 1.
         gradient: what keeps its graph: "one_step" the last z_L and the last z_H update,
             "last_cycle" the last H cycle, "k_cycles" the last `gradient_cycles`, "full" all.
-        gradient_cycles: read for "k_cycles" only.
+        gradient_cycles: read for "k_cycles" only; all H cycles if there are no more.
 
     Returns:
         (z_H, z_L), attached to the graph; the caller detaches them for the next refinement step.
@@ -80,7 +80,7 @@ def deep_recursion(
                 z_L = L_net(z_L, z_H + x)
         return latent_recursion(L_net, H_net, x, z_H, z_L, L_cycles=1)
 
-    with_gradient = {"last_cycle": 1, "k_cycles": gradient_cycles, "full": H_cycles}
+    with_gradient = {"last_cycle": 1, "k_cycles": min(gradient_cycles, H_cycles), "full": H_cycles}
     if gradient not in with_gradient:
         raise ValueError(f"gradient: got {gradient!r}, expected one_step or {[*with_gradient]}")
     with torch.no_grad():

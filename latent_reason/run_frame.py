@@ -160,6 +160,7 @@ class RunFrame(Generic[Config]):
             self.say_how_to_resume()
             raise SystemExit(128 + stopped)
         trainer.use_best_weights()
+        self.accelerator.free_memory()  # it would hold every trained model to the end of the run
 
     def add(
         self,

@@ -25,4 +25,4 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        signal.signal(number, self._old[number])
+        self.__exit__()

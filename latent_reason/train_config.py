@@ -35,7 +35,8 @@ class HaltConfig(JsonConfig):
     halt_max_steps: int = 16
     """Most refinement steps per example in training."""
     halt_exploration_prob: float = 0.1
-    """Chance that an example must run a minimum of steps drawn from 2..halt_max_steps."""
+    """Chance, in every step anew, that an example may only stop from a step on that is drawn from 2
+    to the limit."""
     curriculum: tuple[float, float] | None = None
     """Shares of training between which the limit grows from 1 to halt_max_steps; None: the full
     limit from the start."""

@@ -73,7 +73,7 @@ def local_batch_size(config: TrainConfig, num_processes: int) -> int:
 def use_bf16(config: TrainConfig, device: torch.device) -> bool:
     """Say whether to compute in bf16; "auto" takes it on CUDA devices that have it."""
     if config.precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return config.precision == "bf16"
 
 
@@ -219,7 +219,7 @@ class Trainer:
         minimum = minimum[self.batch_rows]
         self.carry.halted = should_halt(output.stop, self.carry.refinement_steps, limit, minimum)
         self.step += 1
-        self.log.add(output, batch["labels"])
+        self.log.add(output, batch["labels"], factor * config.learning_rate, limit)
 
     def _update(self, loss: Tensor) -> None:
         """Clip, check on all ranks, step the optimizer and the moving average."""
@@ -235,10 +235,11 @@ class Trainer:
                 if p.grad is not None
                 and not (p.grad._values() if p.grad.is_sparse else p.grad).isfinite().all()
             ]
+            what = f"gradient of {bad[0]}" if bad else "norm of all gradients"
             raise NonFiniteError(
                 f"step {self.step + 1}, process {self.accelerator.process_index}: loss "
-                f"{loss.item()}, gradient of {bad[0] if bad else 'nothing'} is not finite; nothing "
-                "was updated; start again with a lower learning_rate or precision fp32"
+                f"{loss.item()}, {what} is not finite; nothing was updated; start again with a "
+                "lower learning_rate or precision fp32"
             )
         for optimizer in self.optimizers:
             optimizer.step()
@@ -363,6 +364,6 @@ class Trainer:
         if len(state["sums"]) == self.accelerator.num_processes:
             # A copy, since torch crashes on a state that is not aligned in memory.
             torch.set_rng_state(tensors["rng"]["torch"][rank].clone())
-            self.log.load(state)
+        self.log.load(state)
         self.step, self.seconds, self.best = saved.step, state["seconds"], state["best"]
         return True

@@ -20,6 +20,7 @@ def accelerator_on(device: str, num_processes: int = 1) -> Any:
         num_processes=num_processes,
         process_index=0,
         is_main_process=True,
+        project_dir=None,
         gather=lambda row: row,
     )
 
@@ -37,7 +38,7 @@ def state_after_steps(device: str, folder: Path) -> dict[str, Any]:
             correct=torch.rand(4) < 0.5,
             carry=SimpleNamespace(refinement_steps=torch.randint(1, 5, (4,))),
         )
-        progress.add(output, labels)
+        progress.add(output, labels, 1e-3, 4)
     resumed = Progress(accelerator, config, folder, print)
     resumed.load(progress.state())
     return resumed.state()
@@ -51,3 +52,16 @@ def test_sums_of_a_run_on_mps_are_those_of_one_on_cpu(tmp_path: Path) -> None:
 def test_numbers_are_gathered_in_fp64(device: str) -> None:
     numbers = gather_numbers(accelerator_on(device, num_processes=2), 1 / 3, 7)
     assert numbers.dtype == torch.float64 and numbers.tolist() == [[1 / 3, 7.0]]
+
+
+def test_a_tracker_gets_the_lines_of_the_run_but_not_of_its_controls(tmp_path: Path) -> None:
+    accelerator, steps = accelerator_on("cpu"), []
+    accelerator.project_dir = str(tmp_path)
+    accelerator.log = lambda row, step: steps.append(step)
+    for step, folder in enumerate((tmp_path, tmp_path / "controls" / "lora"), start=1):
+        folder.mkdir(parents=True, exist_ok=True)
+        progress = Progress(accelerator, TrainConfig(), folder, print)
+        with progress.open(0):
+            progress.write_metrics(step, {"val/accuracy": 0.5})
+        assert (folder / "metrics.jsonl").read_text().count("\n") == 1
+    assert steps == [1]

@@ -514,6 +514,22 @@ def test_the_control_has_the_same_net_in_one_pass(tmp_path: Path) -> None:
     assert limits == {1}
 
 
+def test_the_control_of_a_net_with_q_continue_has_nothing_to_go_on_with(tmp_path: Path) -> None:
+    def note_every_model() -> None:
+        init = PuzzleModel.__init__
+
+        def noting(self: PuzzleModel, config: PuzzleModelConfig, *rest: Any) -> None:
+            with open(tmp_path / "models.txt", "a") as file:
+                file.write(f"{config.reasoner.L_cycles} {config.q_continue}\n")
+            init(self, config, *rest)
+
+        PuzzleModel.__init__ = noting  # type: ignore[method-assign]
+
+    words = ["--controls", "--model.q-continue", "--model.reasoner.L-cycles", "2"]
+    run_to_end(tmp_path, tiny(*words, *OUTPUT), note_every_model)
+    assert (tmp_path / "models.txt").read_text().splitlines() == ["2 True", "1 False"]
+
+
 def test_mazes_from_own_files(tmp_path: Path) -> None:
     maze = find_puzzle("maze-5x5")
     train = [write_csv(tmp_path / "train.csv", "train", 30, maze)]

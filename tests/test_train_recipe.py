@@ -385,6 +385,8 @@ BAD_OPTIONS = [
     (["smoke", "--num-train", "0"], ["num_train: got 0, expected at least 1"]),
     (["smoke", "--model.answer-delimiter", ""], ["answer_delimiter: got '', expected some text"]),
     (["smoke", "--train.cycles-curriculum", "0.1", "0.5"], ["cycles_curriculum: got (0.1, 0.5)"]),
+    (["smoke", "--train.puzzle-learning-rate", "0.5"], ["puzzle_learning_rate: got 0.5, expected"]),
+    (["smoke", "--train.through-base-from", "0.5"], ["through_base_from: got 0.5, expected 1.0"]),
     (["smoke", "--train-data", "x.jsonl"], ["train_data and test_data: got one"]),
     (["smoke", "--base", "/no/such/folder"], ["base /no/such/folder: no such folder"]),
     (["smoke", "--base", "./nomodel"], ["base ./nomodel: no such folder"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -11,10 +12,23 @@ from torch import Tensor
 LARGEST = 2**63 - 1
 
 
-@lru_cache(maxsize=8)
+REMEMBERED = 2**26
+"""Bytes of orders to keep for each size of dataset: batch rows that halt early run ahead of the
+others by many epochs of a small one."""
+
+
+@lru_cache(maxsize=4)
+def _orders(num: int) -> Callable[[int, int], Tensor]:
+    @lru_cache(maxsize=max(8, REMEMBERED // (8 * num)))
+    def order(seed: int, epoch: int) -> Tensor:
+        return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(num))
+
+    return order
+
+
 def data_order(seed: int, epoch: int, num: int) -> Tensor:
     """Return the order (num,) of examples in an epoch, a pure function of its arguments."""
-    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(num))
+    return _orders(num)(seed, epoch)
 
 
 def rows_at(positions: Tensor, seed: int, num: int) -> Tensor:

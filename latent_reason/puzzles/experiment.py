@@ -277,7 +277,8 @@ class PuzzleRun(RunFrame[PuzzleRunConfig]):
         once, train = one_pass(self.config.model.reasoner, self.config.train, reasoner.seconds)
         self.say(f"control: the same network in one pass, {reasoner.seconds:.0f} s")
         folder = self.folder / "controls" / "one_pass"
-        config = dataclasses.replace(self.config.model, reasoner=once)
+        # Nothing to go on with: HRM's second output would cost a pass and learn nothing.
+        config = dataclasses.replace(self.config.model, reasoner=once, q_continue=False)
         model, trainer = self.train_model(folder, config, train)
         sweep = self.evaluator("test").sweep(model, [1])
         about = {"task": self.config.puzzle, "split": "test", "num_leaks": self.num_leaks}
