@@ -1,4 +1,4 @@
-"""Evaluate a saved puzzle model by refinement steps, by its halting head and by the rule.
+r"""Evaluate a saved puzzle model by refinement steps, by its halting head and by the rule.
 
     python eval/puzzle.py --model runs/x/model --data test.csv.gz --refinement-steps 1 4 16 64
     python eval/puzzle.py --model runs/x/model --data test.csv.gz --num 1000 --seed 0

@@ -11,7 +11,7 @@ from latent_reason.command_line import Parser, run_script
 from latent_reason.errors import ConfigError
 
 _EPILOG = """examples:
-  python -m latent_reason solve 1..4.4.....1.3.2      (4x4 Sudoku; - reads stdin, or name a file)
+  python -m latent_reason solve ..4.3...2......1      (4x4 Sudoku; - reads stdin, or name a file)
   python -m latent_reason solve maze.txt --model runs/maze/model
   python -m latent_reason solve 007bbfb7.json --model runs/arc/model    (ARC task, by votes)
   python -m latent_reason import step_60000 --puzzle sudoku-9x9 --output sudoku

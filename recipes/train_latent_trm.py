@@ -42,7 +42,7 @@ def preset(
     curriculum: tuple[float, float] | None = (0.15, 0.65),
     **changes: Any,
 ) -> RunConfig:
-    """Return the recipe that the presets share: one block evaluation per update, curriculum."""
+    """Return the recipe that the presets share: one net evaluation per update, curriculum."""
     reasoner = ReasonerConfig(hidden_size=hidden_size, L_cycles=1, H_cycles=1)
     model = LatentReasonerConfig(
         reasoner=reasoner, writer=writer, num_slots=0, read_layers=("embedding", "last")

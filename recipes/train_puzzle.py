@@ -1,4 +1,4 @@
-"""Train a TRM or HRM stand-alone on grid puzzles: Sudoku, mazes, ARC-AGI, your own.
+r"""Train a TRM or HRM stand-alone on grid puzzles: Sudoku, mazes, ARC-AGI, your own.
 
     accelerate launch recipes/train_puzzle.py                     # 4x4 Sudoku, CPU minutes
     accelerate launch recipes/train_puzzle.py sudoku-6x6 --controls
@@ -263,7 +263,7 @@ PRESETS: dict[str, tuple[str, PuzzleRunConfig]] = {
         equivariant("sudoku-6x6", 32, small(600), num_train=5000),
     ),
     "sudoku-hard": (
-        "hard 9x9 Sudoku from your files: hours on two CPU cores",
+        "hard 9x9 Sudoku from your files: 96 minutes on two CPU cores",
         sudoku_hard(20_000),
     ),
     "perfect-maze-11x11": ("11x11 mazes without loops: minutes on a CPU core", mazes(11, 4500)),
@@ -283,7 +283,7 @@ PRESETS: dict[str, tuple[str, PuzzleRunConfig]] = {
         extreme(published_hrm(), published(384, 7e-5, 1.0, 52_000, 0.0)),
     ),
     "sudoku-extreme-fast": (
-        "TRM-MLP on Sudoku-Extreme, one GPU, under an hour; not run yet",
+        "TRM-MLP on Sudoku-Extreme, one GPU, meant for under an hour; not run yet",
         extreme_fast(8000, 384),
     ),
     "sudoku-extreme-wta": (

@@ -162,6 +162,10 @@ class PuzzleRun(RunFrame[PuzzleRunConfig]):
 
     def __init__(self, name: str, config: PuzzleRunConfig, resume: bool) -> None:
         super().__init__("train_puzzle.py", name, config, resume)
+        if config.start_from is not None and not resume:
+            load_puzzle_model(config.start_from)  # refused before minutes of making puzzles
+        if not config.train_data:
+            self.say(f"making puzzles of {config.puzzle}")
         self.data = self.load()
         self.puzzle: Puzzle = self.data["test"].puzzle
         check(
