@@ -13,8 +13,8 @@ from latent_reason.controls import AnswerLM
 from latent_reason.data.features import StateCache
 from latent_reason.data.text import TextDataset
 from latent_reason.latent_reasoner import LatentReasoner
-from latent_reason.llm import PromptStates
 from latent_reason.metrics import AccuracyCounter, local_batches
+from latent_reason.prompts import PromptStates
 
 Counters = dict[Any, AccuracyCounter]
 

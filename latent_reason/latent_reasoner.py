@@ -22,7 +22,7 @@ from latent_reason.core import LatentCore, ReasonerOutput
 from latent_reason.data.text import encode_answer
 from latent_reason.errors import CheckpointError, ConfigError
 from latent_reason.halting import Carry
-from latent_reason.llm import FrozenLLM, PromptStates, pad
+from latent_reason.llm import FrozenLLM
 from latent_reason.losses import IGNORE_INDEX, answer_loss, exactly_right, halt_loss
 from latent_reason.model_folder import (
     CONFIG,
@@ -32,6 +32,7 @@ from latent_reason.model_folder import (
     without_memory,
     write_model_folder,
 )
+from latent_reason.prompts import PromptStates, pad
 
 ADAPTER_WEIGHTS = "adapter.safetensors"
 ADAPTER_CONFIG = CONFIG

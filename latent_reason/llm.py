@@ -7,8 +7,6 @@ prompts it has read. Nothing here knows about recursion.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,10 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from latent_reason.config import ReadLayer
 from latent_reason.errors import ConfigError, DataError
+from latent_reason.generation import after_end, generation_options
 from latent_reason.layers import position_ids, rms_norm
 from latent_reason.losses import IGNORE_INDEX
+from latent_reason.prompts import PromptStates, pad_prompts
 
 EMBEDDED = "embedded"
 """Name of the base shipped with this package, the same on every machine."""
@@ -48,36 +48,6 @@ def layer_index(layer: ReadLayer, num_layers: int) -> int:
             f"or an index from 0 to {num_layers}"
         )
     return index
-
-
-@dataclass
-class PromptStates:
-    """What one pass of the base over B prompts leaves behind.
-
-    states: (B, T, F) fp32, the chosen layers, each RMS-normalised without scale, concatenated.
-    attention_mask: (B, T). keys_values: per layer two (B, heads, T, width) tensors, read-only.
-    """
-
-    states: Tensor
-    attention_mask: Tensor
-    keys_values: list[tuple[Tensor, Tensor]]
-
-    @property
-    def cache_mask(self) -> Tensor:
-        """(B, T), padding first: the order of the tokens in `FrozenLLM.fill_cache`."""
-        return self.attention_mask.sort(dim=1).values
-
-
-def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Stack ragged rows of integers, padded on the right: (N, longest) int64."""
-    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
-    return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
-
-
-def pad_prompts(rows: Sequence[Sequence[int]], eos_token_id: int) -> dict[str, Tensor]:
-    """Return input_ids, padded by the end token, and attention_mask of prompts, (N, T) int64."""
-    masks = [[1] * len(row) for row in rows]
-    return {"input_ids": pad(rows, eos_token_id), "attention_mask": pad(masks, 0)}
 
 
 class FrozenLLM(nn.Module):
@@ -278,18 +248,6 @@ class FrozenLLM(nn.Module):
         states = torch.cat(normed, dim=-1) if normed else hidden[-1][..., :0].float()
         return PromptStates(states, attention_mask, [(keys, values) for keys, values, *_ in cache])
 
-    def fill_cache(self, prompt: PromptStates) -> DynamicCache:
-        """Return a new cache that holds the prompts; their own keys and values stay untouched.
-
-        Padding goes to the front: a sliding window counts places in the cache, and padding
-        between a prompt and what follows it would use them up.
-        """
-        cache = DynamicCache()
-        order = prompt.attention_mask.argsort(dim=1, stable=True)[:, None, :, None]
-        for index, (keys, values) in enumerate(prompt.keys_values):
-            cache.update(keys.take_along_dim(order, 2), values.take_along_dim(order, 2), index)
-        return cache
-
     def _after(self, prompt: PromptStates, embeds: Tensor, cache: DynamicCache) -> dict[str, Any]:
         """Return the arguments of a pass over embeddings that follow the prompts in `cache`."""
         ones = prompt.attention_mask.new_ones(embeds.shape[:2])
@@ -335,7 +293,7 @@ class FrozenLLM(nn.Module):
         answer = labels.masked_fill(labels == IGNORE_INDEX, self.eos_token_id)
         _, before = self.embed_text(delimiter, len(labels), soft)
         embeds = torch.cat((before, self.embed(answer[:, :-1])), dim=1)
-        arguments = self._after(prompt, embeds, self.fill_cache(prompt))
+        arguments = self._after(prompt, embeds, prompt.fill_cache())
         return self.model(**arguments, logits_to_keep=labels.shape[1]).logits.float()
 
     @torch.no_grad()
@@ -351,30 +309,18 @@ class FrozenLLM(nn.Module):
             options: passed to `generate`.
 
         Returns:
-            New tokens only (B * sequences returned per prompt, N), padded with end tokens.
+            New tokens only (B * sequences returned per prompt, N). Whichever end token the base
+            chose, the answer ends and is padded with `eos_token_id`.
 
         Raises:
-            ConfigError: for cache options, since the cache holds prompt and soft tokens, and for
-                a `generation_config`.
+            ConfigError: for an option of `generation.REFUSED`.
         """
-        refused = ("cache_implementation", "generation_config", "past_key_values", "use_cache")
-        if bad := [name for name in refused if name in options]:
-            raise ConfigError(f"generate: {bad[0]} cannot be used here; leave it out")
+        arguments = generation_options(self.model.generation_config, self.eos_token_id, options)
         tokens, before = self.embed_text(delimiter, len(prompt.attention_mask), soft)
-        cache = self.fill_cache(prompt)
+        cache = prompt.fill_cache()
         if before.shape[1] > 1:
             self.model.base_model(**self._after(prompt, before[:, :-1], cache))
-        own_ends = self.model.generation_config.eos_token_id
-        own_ends = own_ends if isinstance(own_ends, list) else [own_ends]
-        options: dict[str, Any] = {
-            "do_sample": False,
-            "num_beams": 1,
-            "num_return_sequences": 1,
-            "repetition_penalty": 1.0,
-            "eos_token_id": [self.eos_token_id, *(end for end in own_ends if end is not None)],
-            "pad_token_id": self.eos_token_id,
-        } | options
-        repeats = max(options["num_beams"], options["num_return_sequences"])
+        repeats = max(arguments["num_beams"], arguments["num_return_sequences"])
         if repeats > 1:
             cache.batch_repeat_interleave(repeats)
         mask = prompt.cache_mask
@@ -382,9 +328,9 @@ class FrozenLLM(nn.Module):
             tokens[-1:].expand(len(mask), 1),
             attention_mask=torch.cat((mask, mask.new_ones(before.shape[:2])), dim=1),
             past_key_values=cache,
-            **options,
+            **arguments,
         )
-        return generated[:, 1:]
+        return after_end(generated[:, 1:], arguments["eos_token_id"], self.eos_token_id)
 
     def sha256(self, dtype: torch.dtype | None = None) -> str:
         """Return a digest of all parameters and saved buffers, to prove that nothing changed.

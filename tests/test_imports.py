@@ -17,7 +17,7 @@ ROWS = (
     {"config", "files", "layers", "losses", "model_folder", "results", "command_line"},
     {"recursion", "halting", "train_config"},
     {"reasoner"},
-    {"llm", "adapters"},
+    {"prompts", "generation", "llm", "adapters"},
     {"core", "data"},
     {"latent_reasoner", "controls"},
     {"optim", "metrics", "checkpoint", "run_lock", "stop_request"},
@@ -28,7 +28,14 @@ ROWS = (
 )
 ROW_OF = {name: index for index, row in enumerate(ROWS) for name in row}
 MAY_IMPORT = {
-    "transformers": {"llm", "latent_reasoner", "controls", "data.text"},
+    "transformers": {
+        "prompts",
+        "generation",
+        "llm",
+        "latent_reasoner",
+        "controls",
+        "data.text",
+    },
     "peft": {"controls"},
     "matplotlib": {"report"},
 }

@@ -234,8 +234,21 @@ def test_generation_settings_of_the_base_do_not_bend_greedy_decoding(make_llm):
     llm = make_llm("llama")
     prompt = llm.read(**llm.encode(PROMPTS))
     plain = llm.generate_after(prompt, None, DELIMITER, max_new_tokens=8)
-    for name, value in {"repetition_penalty": 9.0, "num_beams": 4, "do_sample": True}.items():
+    settings = {
+        "repetition_penalty": 9.0,
+        "no_repeat_ngram_size": 1,
+        "guidance_scale": 3.0,
+        "min_length": 40,
+        "min_new_tokens": 8,
+        "num_beams": 4,
+        "do_sample": True,
+        "use_cache": False,
+        "cache_implementation": "static",
+        "return_dict_in_generate": True,
+    }
+    for name, value in settings.items():
         setattr(llm.model.generation_config, name, value)
+    llm.model.config.use_cache = False
     assert torch.equal(llm.generate_after(prompt, None, DELIMITER, max_new_tokens=8), plain)
 
 
@@ -246,14 +259,36 @@ def test_generation_ends_at_the_tokenizers_end_and_at_the_bases_own(make_llm):
     free = llm.generate_after(prompt, None, DELIMITER, max_new_tokens=6)[0].tolist()
     assert len(set(free[:3])) == 3 and 0 not in free
     llm.model.generation_config.eos_token_id = [63, free[2]]
-    assert llm.generate_after(prompt, None, DELIMITER, max_new_tokens=6).tolist() == [free[:3]]
+    ended = [*free[:2], llm.eos_token_id]
+    assert llm.generate_after(prompt, None, DELIMITER, max_new_tokens=6).tolist() == [ended]
     llm.model.generation_config.eos_token_id = 63
     llm.tokenizer.eos_token = llm.tokenizer.convert_ids_to_tokens(free[1])
     assert llm.generate_after(prompt, None, DELIMITER, max_new_tokens=6).tolist() == [free[:2]]
 
 
+def test_every_row_is_padded_after_the_end_that_the_base_chose(make_llm):
+    llm = make_llm("llama", seed=2)
+    prompt = llm.read(**llm.encode(PROMPTS))
+    llm.model.generation_config.eos_token_id = None
+    free = llm.generate_after(prompt, None, DELIMITER, max_new_tokens=6)
+    end = int(free[0, 1])
+    llm.model.generation_config.eos_token_id = [63, end]
+    tokens = llm.generate_after(prompt, None, DELIMITER, max_new_tokens=6)
+    assert tokens[0].tolist() == [int(free[0, 0])] + [llm.eos_token_id] * (tokens.shape[1] - 1)
+    assert end not in tokens
+    chosen = llm.generate_after(prompt, None, DELIMITER, max_new_tokens=6, eos_token_id=end)
+    assert torch.equal(chosen[0], tokens[0])
+
+
 @pytest.mark.parametrize(
-    "option", ["cache_implementation", "past_key_values", "use_cache", "generation_config"]
+    "option",
+    [
+        "cache_implementation",
+        "past_key_values",
+        "use_cache",
+        "generation_config",
+        "return_dict_in_generate",
+    ],
 )
 def test_options_that_would_replace_the_cache_are_refused(make_llm, option):
     llm = make_llm("llama")

@@ -8,7 +8,7 @@ import torch
 from latent_reason.data import Example
 from latent_reason.data.text import TextDataset, encode_answer
 from latent_reason.errors import DataError
-from latent_reason.llm import pad
+from latent_reason.prompts import pad
 
 EXAMPLES = [Example("sort: 3 1", "1 3"), Example("a", "5"), Example("bcd", "0 1 2")]
 

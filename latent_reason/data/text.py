@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from latent_reason.data.order import rows_at
 from latent_reason.data.tasks import Example
 from latent_reason.errors import DataError
-from latent_reason.llm import pad, pad_prompts
 from latent_reason.losses import IGNORE_INDEX
+from latent_reason.prompts import pad, pad_prompts
 
 
 def encode_answer(tokenizer: Tokenizer, answer: str) -> list[int]:
