@@ -1,7 +1,8 @@
 """Model folders: weights as safetensors, `config.json` and the model card `README.md`.
 
-Such a folder appears by a rename, so that a kill at any moment leaves the old one, the new one or,
-between two renames, the old one beside its place as `.old-NAME`; never half of one.
+Such a folder changes by renames, so that a kill at any moment leaves the old one, the new one or,
+between two renames, a whole one beside its place as `.old-NAME`; never half of one. A folder that
+is there already stays the same folder to programs that work in it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from latent_reason.files import UNREADABLE, read_bounded
 CONFIG = "config.json"
 CARD = "README.md"
 MAX_CONFIG_BYTES = 2**20
+FORMAT_PREFIX = "latent_reason "
+"""Every "format" in a config.json of this library begins so."""
+LEFT_OVER = "raw.safetensors"
+"""Weights that an earlier save may have written and a later one removes."""
 
 
 def write_model_folder(
@@ -36,25 +41,30 @@ def write_model_folder(
 ) -> None:
     """Write a model folder; one that is there already is replaced, its other files are kept.
 
+    A mount point cannot be renamed: its files are replaced one by one, each of them whole.
+
     Args:
         folder: made if missing, with its parents.
         weights: file name -> tensor name -> tensor of any device and strides.
-        config: JSON values.
+        config: JSON values; "format" begins with `FORMAT_PREFIX`.
         card: Markdown.
 
     Raises:
-        CheckpointError: the disk is full or cannot be written.
+        CheckpointError: files of the same names there are not of this library, or the disk is
+            full or cannot be written.
     """
     folder = Path(folder).resolve()
     temp, old = (folder.with_name(f".{kind}-{folder.name}") for kind in ("tmp", "old"))
+    if os.path.ismount(folder):
+        temp = folder / ".tmp"
+    own = {*weights, CONFIG, CARD, LEFT_OVER}
     try:
         if folder.exists() and not folder.is_dir():
             raise OSError("a file of this name is in the way")
-        if old.exists():  # a kill came between the renames below, or soon after
-            if folder.exists():
-                _keep_other_files(old, folder)
-            else:
-                os.rename(old, folder)
+        shutil.rmtree(temp, ignore_errors=True)
+        if old.exists():  # a kill came between the renames below
+            _bring_back(old, folder, temp, own)
+        _refuse_foreign(folder, sorted({*weights, CONFIG, CARD}))
         shutil.rmtree(temp, ignore_errors=True)
         temp.mkdir(parents=True)
         for name, tensors in weights.items():
@@ -64,17 +74,59 @@ def write_model_folder(
         (temp / CARD).write_text(card.rstrip() + "\n", encoding="utf-8")
         text = json.dumps(config, indent=2, allow_nan=False)
         (temp / CONFIG).write_text(text + "\n", encoding="utf-8")
-        if folder.exists():
+        if temp.parent == folder:
+            _move_files(temp, folder, own)
+        elif folder.exists():
             os.rename(folder, old)
-        os.rename(temp, folder)
-        if old.exists():
-            _keep_other_files(old, folder)
+            os.rename(temp, folder)
+            _bring_back(old, folder, temp, own)
+        else:
+            os.rename(temp, folder)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"cannot write model folder {folder}: {error}; free some space or choose another"
         ) from error
     finally:
         shutil.rmtree(temp, ignore_errors=True)
+
+
+def _refuse_foreign(folder: Path, names: list[str]) -> None:
+    """Raise CheckpointError where files would be replaced that this library has not written."""
+    present = [name for name in names if (folder / name).exists()]
+    if not present:
+        return
+    try:
+        form = json.loads(read_bounded(folder / CONFIG, MAX_CONFIG_BYTES))["format"]
+        ours = form.startswith(FORMAT_PREFIX)
+    except UNREADABLE:
+        ours = False
+    if not ours:
+        raise CheckpointError(
+            f"cannot write model folder {folder}: it holds other files ({', '.join(present)}); "
+            "choose a new folder"
+        )
+
+
+def _bring_back(old: Path, folder: Path, temp: Path, own: set[str]) -> None:
+    """Put the folder that was there before into its place again, with the model of the new one.
+
+    What else lies in it stays untouched, and a shell whose working directory it is stays in it.
+    """
+    if folder.exists():
+        for name in own:
+            (old / name).unlink(missing_ok=True)
+        shutil.copytree(folder, old, dirs_exist_ok=True)
+        os.rename(folder, temp)
+    os.rename(old, folder)
+
+
+def _move_files(temp: Path, folder: Path, own: set[str]) -> None:
+    """Replace the files of a model by those of `temp`, the configuration last."""
+    for name in sorted(own, key=lambda name: name == CONFIG):
+        if (temp / name).exists():
+            os.replace(temp / name, folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
 
 
 def read_config(folder: Path, form: str) -> dict[str, Any]:
@@ -145,15 +197,6 @@ def check_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> 
             raise ValueError(
                 f"weights do not fit: tensor {name} is {tensor.dtype}, expected {wanted.dtype}"
             )
-
-
-def _keep_other_files(old: Path, folder: Path) -> None:
-    """Move what is not part of the model, such as pictures of the card, then delete the rest."""
-    for path in old.iterdir():
-        part = path.name in (CONFIG, CARD) or path.suffix == ".safetensors"
-        if not part and not (folder / path.name).exists():
-            os.rename(path, folder / path.name)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def cpu_copy(tensor: Tensor) -> Tensor:
