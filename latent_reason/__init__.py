@@ -19,7 +19,7 @@ _MODULES = {
     "Reasoner": "reasoner",
     "ReasonerConfig": "config",
     "TRMConfig": "config",
-    "embedded_base": "llm",
+    "embedded_base": "loading",
     "load_puzzle_model": "puzzles.folder",
     "solve": "puzzles.solving",
     "solve_arc": "puzzles.arc_solving",

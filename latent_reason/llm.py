@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -22,16 +20,9 @@ from latent_reason.config import ReadLayer
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.generation import after_end, generation_options
 from latent_reason.layers import position_ids, rms_norm
+from latent_reason.loading import check_tokenizer, first_line, load_base
 from latent_reason.losses import IGNORE_INDEX
 from latent_reason.prompts import PromptStates, pad_prompts
-
-EMBEDDED = "embedded"
-"""Name of the base shipped with this package, the same on every machine."""
-
-
-def embedded_base() -> str:
-    """Return the folder of the small causal LM shipped with this package."""
-    return str(Path(__file__).parent / "embedded")
 
 
 def layer_index(layer: ReadLayer, num_layers: int) -> int:
@@ -59,14 +50,13 @@ class FrozenLLM(nn.Module):
         name: Hub name or local folder, saved with adapters to find the base again.
 
     Raises:
-        ConfigError: if the tokenizer has no end-of-text token, or a layer of the model keeps
-            something else than keys and values of its own (linear attention, state space).
+        ConfigError: if the tokenizer has no end-of-text token or more tokens than the model, or a
+            layer of the model keeps something else than keys and values of its own (linear
+            attention, state space).
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, name: str) -> None:
         super().__init__()
-        if tokenizer.eos_token_id is None:
-            raise ConfigError(f"base {name}: its tokenizer has no end-of-text token (eos_token)")
         kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
         if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
             raise ConfigError(
@@ -76,6 +66,7 @@ class FrozenLLM(nn.Module):
         self.model: Any = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.name = name
+        check_tokenizer(tokenizer, len(self.embedding), name)
         self.num_prompts = 0
         self._disable_gemv_without_backward()
 
@@ -87,34 +78,14 @@ class FrozenLLM(nn.Module):
             name: for example "Qwen/Qwen3-0.6B" or a folder with config.json; "embedded" is the
                 small base shipped with this package, wherever that lies.
             kwargs: passed to `AutoModelForCausalLM.from_pretrained` (dtype,
-                quantization_config, device_map, revision). Remote code stays off; dtype is the
-                checkpoint's on machines with CUDA, else fp32.
+                quantization_config, device_map), and those of `loading.WHERE` (revision, token)
+                to the tokenizer too. Remote code stays off; dtype is the checkpoint's on machines
+                with CUDA, else fp32.
 
         Raises:
-            ConfigError: if there is no such model, it is no causal LM or weights are missing.
+            ConfigError: if they cannot be loaded, see `load_base`, or do not fit.
         """
-        kwargs.setdefault("dtype", "auto" if torch.cuda.is_available() else torch.float32)
-        name = EMBEDDED if name == embedded_base() else name
-        source = embedded_base() if name == EMBEDDED else name
-        if source.startswith((".", "/", "~")) and not Path(source).is_dir():
-            raise ConfigError(f"base {name}: no such folder; give a folder or a Hub name")
-        try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            model, info = AutoModelForCausalLM.from_pretrained(
-                source, trust_remote_code=False, output_loading_info=True, **kwargs
-            )
-        except (OSError, ValueError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(
-                f"base {name}: cannot be loaded as a causal language model ({reason}); "
-                "give a Hub name or a folder with config.json, weights and tokenizer"
-            ) from error
-        if missing := sorted(info["missing_keys"]):
-            raise ConfigError(
-                f"base {name}: its weights lack {', '.join(missing[:3])} ({len(missing)} missing); "
-                "give a causal language model with its output layer"
-            )
-        return cls(model, tokenizer, name)
+        return cls(*load_base(name, **kwargs))
 
     def train(self, mode: bool = True) -> FrozenLLM:
         """Stay in eval mode whatever the surrounding model does."""
@@ -180,7 +151,7 @@ class FrozenLLM(nn.Module):
         except RuntimeError as error:
             raise ConfigError(
                 f"base {self.name}: its output layer does not take its hidden states "
-                f"({str(error).strip().splitlines()[0]}); choose another base"
+                f"({first_line(error)}); choose another base"
             ) from error
         self.num_prompts = 0
 

@@ -64,7 +64,7 @@ def write_model_folder(
         shutil.rmtree(temp, ignore_errors=True)
         if old.exists():  # a kill came between the renames below
             _bring_back(old, folder, temp, own)
-        _refuse_foreign(folder, sorted({*weights, CONFIG, CARD}))
+        _refuse_foreign(folder, sorted(own))
         shutil.rmtree(temp, ignore_errors=True)
         temp.mkdir(parents=True)
         for name, tensors in weights.items():

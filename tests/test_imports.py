@@ -17,7 +17,7 @@ ROWS = (
     {"config", "files", "layers", "losses", "model_folder", "results", "command_line"},
     {"recursion", "halting", "train_config"},
     {"reasoner"},
-    {"prompts", "generation", "llm", "adapters"},
+    {"prompts", "generation", "loading", "llm", "adapters"},
     {"core", "data"},
     {"latent_reasoner", "controls"},
     {"optim", "metrics", "checkpoint", "run_lock", "stop_request"},
@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "transformers": {
         "prompts",
         "generation",
+        "loading",
         "llm",
         "latent_reasoner",
         "controls",

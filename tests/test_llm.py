@@ -327,9 +327,9 @@ def test_load_gives_the_saved_base(llm, save_llm, tmp_path):
     )
 
 
-def assert_not_loaded(folder):
+def assert_not_loaded(folder, **options):
     with pytest.raises(ConfigError) as caught:
-        FrozenLLM.load(str(folder))
+        FrozenLLM.load(str(folder), **options)
     message = str(caught.value)
     assert message.startswith(f"base {folder}: ")
     assert "\n" not in message
@@ -372,6 +372,79 @@ def test_weights_without_an_output_layer_are_refused(make_llm, save_llm, tmp_pat
     llm.model.base_model.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"its weights lack lm_head.weight \(1 missing\)"):
         FrozenLLM.load(str(tmp_path))
+
+
+def test_weights_of_other_shapes_are_refused(make_llm, save_llm, tmp_path):
+    llm = make_llm("llama")
+    save_llm(llm, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    assert_not_loaded(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options", [{"no_such_option": 1}, {"trust_remote_code": True}, {"output_loading_info": True}]
+)
+def test_unknown_options_are_refused(make_llm, save_llm, tmp_path, options):
+    assert_not_loaded(save_llm(make_llm("llama"), tmp_path), **options)
+
+
+def test_a_missing_library_is_named(make_llm, save_llm, tmp_path, monkeypatch):
+    def load(*args, **kwargs):
+        raise ImportError("bitsandbytes is not installed\nmore")
+
+    folder = save_llm(make_llm("llama"), tmp_path)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", load)
+    with pytest.raises(ConfigError, match=r"\(bitsandbytes is not installed\)"):
+        FrozenLLM.load(folder)
+
+
+def test_a_subfolder_holds_weights_and_tokenizer(make_llm, save_llm, tmp_path):
+    llm = make_llm("llama")
+    save_llm(llm, tmp_path / "inner")
+    assert FrozenLLM.load(str(tmp_path), subfolder="inner").sha256() == llm.sha256()
+
+
+def test_options_of_the_hub_reach_the_tokenizer(monkeypatch):
+    seen = {}
+
+    def load(source, **kwargs):
+        seen.update(kwargs)
+        raise OSError("stop")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", load)
+    options = {"revision": "v1", "token": "t", "cache_dir": "c", "subfolder": "s"}
+    with pytest.raises(ConfigError, match="stop"):
+        FrozenLLM.load("some/base", device_map="cpu", **options)
+    assert seen == options | {"trust_remote_code": False}
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_the_dtype_asked_for_is_taken(make_llm, save_llm, tmp_path, name):
+    folder = save_llm(make_llm("llama"), tmp_path)
+    assert FrozenLLM.load(folder, **{name: torch.bfloat16}).embedding.dtype == torch.bfloat16
+
+
+def test_a_folder_is_found_from_another_directory(make_llm, save_llm, tmp_path, monkeypatch):
+    save_llm(make_llm("llama"), tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("base", "./base", "~/base"):
+        assert FrozenLLM.load(name).name == str(tmp_path / "base")
+
+
+def test_a_tokenizer_with_more_tokens_than_the_base_is_refused(make_llm):
+    llm = make_llm("llama", vocab_size=64)
+    llm.tokenizer.add_special_tokens({"additional_special_tokens": ["<|unused|>"]})
+    FrozenLLM(llm.model, llm.tokenizer, "special")
+    llm.tokenizer.add_tokens(["word"])
+    with pytest.raises(ConfigError, match=r"^base more: its tokenizer has tokens up to 65, its em"):
+        FrozenLLM(llm.model, llm.tokenizer, "more")
+    ended = make_llm("llama")
+    ended.tokenizer.eos_token = "<|new|>"
+    ended.tokenizer.add_special_tokens({"eos_token": "<|new|>"})
+    with pytest.raises(ConfigError, match="^base ended: .* up to 64, its embedding table 64 rows"):
+        FrozenLLM(ended.model, ended.tokenizer, "ended")
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(make_llm):

@@ -63,7 +63,7 @@ def test_weights_of_others_in_a_folder_of_ours_are_kept(folder: Path) -> None:
     assert (folder / "mine.safetensors").read_bytes() == b"weights"
 
 
-@pytest.mark.parametrize("name", sorted(NAMES))
+@pytest.mark.parametrize("name", sorted(NAMES | {"raw.safetensors"}))
 @pytest.mark.parametrize("config", [None, "{}", "[1]", '{"format": "of others"}', '{"for'])
 def test_files_of_others_are_never_replaced(tmp_path: Path, name: str, config: str | None) -> None:
     folder = tmp_path / "project"
