@@ -55,6 +55,8 @@ def main() -> int:
     model = model.to(accelerator.device)
     num_slots = model.config.num_slots
     data = TextDataset.build(examples, model.llm.tokenizer, num_slots, str(options.data))
+    source = f"{options.data}:"
+    model.llm.check_prompts(data.input_ids, data.attention_mask, source, model.num_after)
     evaluator = Evaluator(data, accelerator, batch_size=options.batch_size)
     unnamed = "file" if options.data.is_file() else "test"
     splits = {example.split or unnamed for example in examples}

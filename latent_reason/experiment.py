@@ -148,24 +148,19 @@ class Run(RunFrame[RunConfig]):
             first = len(self.examples["train"])
             rows = [*self.examples["train"], *rows]
         data = TextDataset.build(rows, self.llm.tokenizer, num_slots, source)
-        self.refuse_long(data, source)
+        more = self.num_after(data.labels.shape[1])
+        self.llm.check_prompts(data.input_ids, data.attention_mask, f"{source}:", more)
         return TextDataset(rows[first:], **data.batch(torch.arange(first, len(rows))))
 
-    def refuse_long(self, data: TextDataset, source: str) -> None:
-        """Raise DataError where prompt, slots, delimiter and answer exceed the base's context."""
-        context = self.llm.context
-        if context is None:
-            return
+    def num_after(self, num_slots: int) -> int:
+        """Return how many tokens follow a prompt: delimiter, answer and, where used, soft tokens.
+
+        Writer head alone needs the prompt only, but the bare base, a row of every table, writes
+        its answer after it, and among the controls are pause slots.
+        """
         delimiter, _ = self.llm.embed_text(self.config.model.answer_delimiter, 1)
-        room = context - len(delimiter) - 2 * data.labels.shape[1]
-        lengths = data.attention_mask.sum(dim=1)
-        if bool((lengths > room).any()):
-            row = int((lengths > room).nonzero()[0])
-            raise DataError(
-                f"{source}:{row + 1}: the prompt has {int(lengths[row])} tokens; base "
-                f"{self.llm.name} takes {context}, {context - room} of them for slots and answer; "
-                "shorten it or choose another base"
-            )
+        soft = self.config.model.writer == "soft" or self.config.controls
+        return len(delimiter) + (1 + soft) * num_slots
 
     def prepare(self) -> None:
         """Move the base to the device, make the run folder, read all prompts once."""

@@ -257,22 +257,37 @@ class LatentReasoner(nn.Module):
         )
         return self.write(prompt, output.slots, **options)
 
+    @property
+    def num_after(self) -> int:
+        """Tokens that the base takes after a prompt: soft tokens, delimiter, answer; or none."""
+        if self.config.writer == "head":
+            return 0
+        delimiter, _ = self.llm.embed_text(self.config.answer_delimiter, 1)
+        return len(delimiter) + 2 * self.config.num_slots
+
     def encode(self, prompts: list[str], answers: list[str] | None = None) -> dict[str, Tensor]:
         """Tokenise a batch for `forward`: input_ids and attention_mask (B, T).
 
         With answers also labels (B, longest answer): their tokens and the end token, then -100.
 
         Raises:
-            DataError: a prompt is empty, or the tokenizer loses characters of an answer.
+            DataError: there is no prompt, one is empty or longer than the base takes, or the
+                tokenizer loses characters of an answer.
         """
-        batch = self.llm.encode(prompts)
+        batch = self.llm.encode(prompts, self.num_after)
         if answers is not None:
             rows = [encode_answer(self.llm.tokenizer, answer) for answer in answers]
             batch["labels"] = pad(rows, IGNORE_INDEX).to(batch["input_ids"].device)
         return batch
 
     def answer(self, prompts: str | list[str], refinement_steps: int = 16) -> list[str]:
-        """Answer prompts in text, one string per prompt."""
+        """Answer prompts in text, one string per prompt.
+
+        Raises:
+            DataError: see `encode`; no prompts have no answers.
+        """
+        if not prompts and not isinstance(prompts, str):
+            return []
         batch = self.encode([prompts] if isinstance(prompts, str) else prompts)
         return self.llm.decode(self.generate(**batch, refinement_steps=refinement_steps))
 

@@ -161,21 +161,59 @@ class FrozenLLM(nn.Module):
             layer_index(layer, self.num_layers)
         return len(layers) * self.hidden_size
 
-    def encode(self, texts: list[str]) -> dict[str, Tensor]:
+    def encode(self, texts: list[str], more: int = 0) -> dict[str, Tensor]:
         """Tokenise with the tokenizer's special tokens; pad on the right.
+
+        Args:
+            texts: at least one.
+            more: tokens that the base shall take after each of them.
 
         Returns:
             input_ids and attention_mask, each (B, T) int64, on the device of the base.
 
         Raises:
-            DataError: if a text has no tokens.
+            DataError: if there is no text, one has no tokens, or see `check_prompts`.
         """
+        if not texts:
+            raise DataError("prompts: got none, expected at least one")
         rows = [self.tokenizer(text)["input_ids"] for text in texts]
         if not all(rows):
             number = rows.index([]) + 1
             raise DataError(f"prompt {number}: it is empty; give at least one character")
-        device = self.embedding.device
-        return {k: v.to(device) for k, v in pad_prompts(rows, self.eos_token_id).items()}
+        batch = pad_prompts(rows, self.eos_token_id)
+        self.check_prompts(**batch, where="prompt ", more=more)
+        return {key: value.to(self.embedding.device) for key, value in batch.items()}
+
+    def check_prompts(
+        self, input_ids: Tensor, attention_mask: Tensor, where: str, more: int = 0
+    ) -> None:
+        """Refuse prompts (N, T) that the base cannot read.
+
+        Args:
+            input_ids: padded on either side.
+            attention_mask: 1 for real tokens.
+            where: begins the message, before the number of the row.
+            more: tokens that follow each prompt.
+
+        Raises:
+            DataError: if one and what follows exceed the base's context, or a token has no
+                embedding.
+        """
+        unknown = (input_ids >= len(self.embedding)).any(dim=1)
+        if bool(unknown.any()):
+            row = int(unknown.nonzero()[0])
+            raise DataError(
+                f"{where}{row + 1}: it has special tokens that base {self.name} has no embedding "
+                "for; leave them out"
+            )
+        lengths, context = attention_mask.sum(dim=1), self.context
+        if context is not None and bool((lengths > context - more).any()):
+            row = int((lengths > context - more).nonzero()[0])
+            rest = f", {more} of them for slots and answer" if more else ""
+            raise DataError(
+                f"{where}{row + 1}: the prompt has {int(lengths[row])} tokens; base {self.name} "
+                f"takes {context}{rest}; shorten it or choose another base"
+            )
 
     def decode(self, tokens: Tensor) -> list[str]:
         """Return the text of each row of tokens (B, N), without special tokens."""

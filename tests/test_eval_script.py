@@ -12,7 +12,7 @@ from tiny_recipes import assert_refused, evaluate, run_eval
 from tiny_runs import make_data, make_examples, train_once
 
 from eval import latent
-from latent_reason.data import read_jsonl, write_jsonl
+from latent_reason.data import Example, read_jsonl, write_jsonl
 from latent_reason.latent_reasoner import LatentReasoner
 from latent_reason.llm import FrozenLLM
 
@@ -173,3 +173,9 @@ def test_help(tmp_path: Path) -> None:
     code, out, _ = run(tmp_path, "--help")
     assert code == 0
     assert "--refinement-steps" in out
+
+
+def test_a_prompt_longer_than_the_context(adapter: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "long.jsonl", [*make_examples(1), Example("add " + "1" * 128, "1")])
+    done = run(tmp_path, "--adapter", "adapter", "--data", "long.jsonl")
+    assert_refused(done, "long.jsonl:2: the prompt has 132 tokens", "takes 128; shorten it")

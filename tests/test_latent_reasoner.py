@@ -14,7 +14,7 @@ from tiny_runs import until_end
 from latent_reason.config import LatentReasonerConfig, ReasonerConfig
 from latent_reason.data.tasks import Example
 from latent_reason.data.text import TextDataset
-from latent_reason.errors import CheckpointError, ConfigError
+from latent_reason.errors import CheckpointError, ConfigError, DataError
 from latent_reason.latent_reasoner import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LatentReasoner
 from latent_reason.llm import FrozenLLM
 from latent_reason.losses import answer_loss
@@ -294,6 +294,15 @@ def test_answer_returns_text(make_llm, writer):
     assert texts == model.llm.decode(tokens)
     assert model.answer(PROMPTS[0], refinement_steps=2) == texts[:1]
     assert any(texts)
+
+
+@pytest.mark.parametrize(("writer", "most"), [("head", 128), ("soft", 128 - 8 - 2 * NUM_SLOTS)])
+def test_prompts_as_long_as_the_base_takes_are_answered(make_llm, writer, most):
+    model = make_model(make_llm("gpt2"), writer)
+    assert model.answer([]) == []
+    assert len(model.answer("a" * most, refinement_steps=1)) == 1
+    with pytest.raises(DataError, match=f"^prompt 1: the prompt has {most + 1} tokens"):
+        model.answer("a" * (most + 1))
 
 
 def test_a_batch_of_texts_has_the_labels_of_training(make_llm):

@@ -130,6 +130,20 @@ def test_encode_pads_on_the_right_and_decode_undoes_it(make_llm):
     assert llm.decode(torch.tensor([[38, 11, 38, 2, 0, 0]])) == ["a 1"]
     with pytest.raises(DataError, match="prompt 2: it is empty"):
         llm.encode(["a", ""])
+    with pytest.raises(DataError, match="^prompts: got none, expected at least one$"):
+        llm.encode([])
+
+
+def test_prompts_beyond_the_context_or_the_embedding_are_refused(make_llm):
+    llm = make_llm("gpt2")
+    assert llm.encode(["a" * 128])["input_ids"].shape == (1, 128)
+    with pytest.raises(DataError, match="^prompt 2: the prompt has 129 tokens; base tiny takes"):
+        llm.encode(["a", "a" * 129])
+    with pytest.raises(DataError, match="takes 128, 10 of them for slots and answer;"):
+        llm.encode(["a" * 119], more=10)
+    llm.tokenizer.add_special_tokens({"additional_special_tokens": ["<|unused|>"]})
+    with pytest.raises(DataError, match="^prompt 1: it has special tokens that base tiny has no"):
+        llm.encode(["a<|unused|>"])
 
 
 # --- after the prompt -----------------------------------------------------------------------------
