@@ -238,7 +238,7 @@ class FrozenLLM(nn.Module):
         Raises:
             ConfigError: if the base returns no hidden states.
         """
-        self.num_prompts += input_ids.shape[0]
+        self._count(input_ids.shape[0])
         cache = DynamicCache()
         with torch.set_grad_enabled(gradient and torch.is_grad_enabled()):
             output = self.model.base_model(
@@ -340,6 +340,11 @@ class FrozenLLM(nn.Module):
             **arguments,
         )
         return after_end(generated[:, 1:], arguments["eos_token_id"], self.eos_token_id)
+
+    @torch.compiler.disable
+    def _count(self, num: int) -> None:
+        """Add to `num_prompts`, outside of compiled code: it would be compiled for every number."""
+        self.num_prompts += num
 
     def sha256(self, dtype: torch.dtype | None = None) -> str:
         """Return a digest of all parameters and saved buffers, to prove that nothing changed.

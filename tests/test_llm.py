@@ -122,6 +122,20 @@ def test_read_counts_prompts_and_keeps_no_graph(llm):
     assert llm.num_prompts == 4
 
 
+def test_counting_prompts_does_not_compile_anew(make_llm):
+    from torch._dynamo.testing import CompileCounter
+
+    llm, counter = make_llm("llama"), CompileCounter()
+    read, batch = torch.compile(llm.read, backend=counter), llm.encode(PROMPTS)
+    states, counts = [], []
+    for _ in range(3):
+        states.append(read(**batch, layers=LAYERS).states)
+        counts.append(counter.frame_count)
+    assert counts[0] == counts[1] == counts[2] > 0
+    assert llm.num_prompts == 9
+    torch.testing.assert_close(states[2], llm.read(**batch, layers=LAYERS).states)
+
+
 def test_encode_pads_on_the_right_and_decode_undoes_it(make_llm):
     llm = make_llm("llama")
     batch = llm.encode(["a 1", "b"])
