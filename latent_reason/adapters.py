@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from latent_reason.config import LatentReasonerConfig
 from latent_reason.layers import CrossAttention, Positions, init_linear, position_ids, rms_norm
@@ -122,7 +123,26 @@ def soft_tokens(vectors: Tensor, norm: float) -> Tensor:
     return F.normalize(vectors.float(), dim=-1) * norm
 
 
-def nearest_token_logits(vectors: Tensor, embedding: Tensor, scale: float = 20.0) -> Tensor:
-    """Read (B, K, E) as tokens: `scale` times the cosine to each row of the table, (B, K, V)."""
-    table = F.normalize(embedding.float(), dim=-1)
-    return scale * F.normalize(vectors.float(), dim=-1) @ table.T
+def nearest_token_logits(
+    vectors: Tensor, embedding: Tensor, norms: Tensor, scale: float = 20.0
+) -> Tensor:
+    """Read vectors as tokens: `scale` times the cosine to each row of the table.
+
+    The gradient makes its own copy of the table in the precision of the computation; one kept for
+    each refinement step would fill the memory.
+
+    Args:
+        vectors: (B, K, E).
+        embedding: the table (V, E).
+        norms: (V,), of its rows.
+        scale: of the cosines.
+
+    Returns:
+        Logits (B, K, V).
+    """
+    keep = {"use_reentrant": False, "preserve_rng_state": False}
+    return checkpoint(_scaled_cosines, vectors, embedding, norms, scale, **keep)
+
+
+def _scaled_cosines(vectors: Tensor, embedding: Tensor, norms: Tensor, scale: float) -> Tensor:
+    return scale * F.normalize(vectors.float(), dim=-1) @ embedding.float().T / norms

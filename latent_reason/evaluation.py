@@ -130,12 +130,11 @@ def refine(
     model: LatentReasoner, prompt: PromptStates, num_steps: int, bf16: bool = False
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield refinement steps, slots (B, K, E) fp32 and q_halt_logits (B,) after each step."""
-    carry = None
+    thinking = model.think(prompt)
     for step in range(1, num_steps + 1):
         with torch.autocast(prompt.states.device.type, torch.bfloat16, enabled=bf16):
-            output = model(states=prompt.states, attention_mask=prompt.attention_mask, carry=carry)
-        carry = output.carry
-        yield step, output.slots.float(), output.q_halt_logits
+            slots, q_halt_logits = next(thinking)
+        yield step, slots.float(), q_halt_logits
 
 
 def read_batch(model: LatentReasoner, batch: dict[str, Tensor]) -> PromptStates:

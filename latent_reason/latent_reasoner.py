@@ -8,7 +8,9 @@ through the frozen `lm_head` or as soft tokens from which the base generates.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +102,7 @@ class LatentReasoner(nn.Module):
             logits = self.llm.lm_head(slots).float()
             logits[..., self.llm.eos_token_id] = slots.float() @ end_row
             return logits
-        return nearest_token_logits(slots, self.llm.embedding)
+        return nearest_token_logits(slots, self.llm.embedding, self.llm.row_norms)
 
     def refine(
         self, states: Tensor, attention_mask: Tensor, carry: Carry, labels: Tensor | None = None
@@ -170,17 +172,32 @@ class LatentReasoner(nn.Module):
         if labels is not None:
             labels = self.pad_labels(labels)
 
-        output = self.refine(states, attention_mask, carry, labels)
-        losses = [output.loss]
+        losses = []
         for _ in range(refinement_steps - 1):
-            output = self.refine(states, attention_mask, output.carry, labels)
+            if labels is None:  # no one needs the answer of this step
+                carry = self.core(states, attention_mask, carry)[-1]
+                continue
+            output = self.refine(states, attention_mask, carry, labels)
+            carry = output.carry
             losses.append(output.loss)
+        output = self.refine(states, attention_mask, carry, labels)
         if labels is not None:
+            losses.append(output.loss)
             output.loss = torch.stack([loss for loss in losses if loss is not None]).mean()
             if score and prompt is not None:
                 base_logits = self.answer_logits(prompt, output.slots, labels)
                 output.loss = output.loss + answer_loss(base_logits, labels)
         return output
+
+    def think(self, prompt: PromptStates) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield slots (B, K, E) and q_halt_logits (B,) of one refinement step after another.
+
+        There is no last one, and nothing is read out.
+        """
+        carry = self.initial_carry(*prompt.states.shape[:2])
+        while True:
+            slots, q_halt_logits, carry = self.core(prompt.states, prompt.attention_mask, carry)
+            yield slots, q_halt_logits
 
     def pad_labels(self, labels: Tensor) -> Tensor:
         """Fill (B, A) labels up to the K slots with -100."""
@@ -248,14 +265,15 @@ class LatentReasoner(nn.Module):
 
         Raises:
             ConfigError: see `write`.
+            ValueError: if `refinement_steps` is below 1.
         """
+        if refinement_steps < 1:
+            raise ValueError(f"refinement_steps: got {refinement_steps}, expected at least 1")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         prompt = self.llm.read(input_ids, attention_mask, self.config.read_layers)
-        output = self(
-            attention_mask=attention_mask, states=prompt.states, refinement_steps=refinement_steps
-        )
-        return self.write(prompt, output.slots, **options)
+        slots, _ = next(islice(self.think(prompt), refinement_steps - 1, None))
+        return self.write(prompt, slots, **options)
 
     @property
     def num_after(self) -> int:

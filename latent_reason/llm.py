@@ -68,6 +68,7 @@ class FrozenLLM(nn.Module):
         self.name = name
         check_tokenizer(tokenizer, len(self.embedding), name)
         self.num_prompts = 0
+        self._row_norms: Tensor | None = None
         self._disable_gemv_without_backward()
 
     @classmethod
@@ -121,6 +122,15 @@ class FrozenLLM(nn.Module):
         tokens = torch.arange(len(self.embedding), device=self.embedding.device)
         norms = [self.embed(part).float().norm(dim=-1) for part in tokens.split(8192)]
         return torch.cat(norms).mean().item()
+
+    @property
+    def row_norms(self) -> Tensor:
+        """Norms (V,) fp32 of the rows of `embedding`, at least 1e-12; computed once per device."""
+        table = self.embedding
+        if self._row_norms is None or self._row_norms.device != table.device:
+            norms = [part.detach().float().norm(dim=-1) for part in table.split(8192)]
+            self._row_norms = torch.cat(norms).clamp_min(1e-12)
+        return self._row_norms
 
     @property
     def is_quantized(self) -> bool:

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from latent_reason.adapters import (
     Reader,
@@ -122,11 +123,21 @@ def test_soft_tokens_have_the_norm_asked_for_and_keep_their_direction():
 def test_nearest_token_logits_are_scaled_cosines():
     table = torch.randn(10, 24)
     rows = torch.tensor([[4, 9, 0]])
-    logits = nearest_token_logits(3.0 * table[rows], table)
+    logits = nearest_token_logits(3.0 * table[rows], table, table.norm(dim=-1))
     assert logits.shape == (1, 3, 10)
     assert torch.equal(logits.argmax(dim=-1), rows)
     torch.testing.assert_close(logits.amax(dim=-1), torch.full((1, 3), 20.0))
     assert logits.min() >= -20.0
+
+
+def test_nearest_token_logits_and_their_gradient_are_those_of_unit_rows():
+    table, vectors = torch.randn(10, 24).bfloat16(), torch.randn(2, 3, 24, requires_grad=True)
+    logits = nearest_token_logits(vectors, table, table.float().norm(dim=-1))
+    expected = 20 * F.normalize(vectors, dim=-1) @ F.normalize(table.float(), dim=-1).T
+    torch.testing.assert_close(logits, expected)
+    weights = torch.randn(2, 3, 10)
+    ours, theirs = (torch.autograd.grad((x * weights).sum(), vectors) for x in (logits, expected))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_mlp_mixer_needs_a_fixed_number_of_positions():

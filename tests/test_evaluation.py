@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from latent_reason.evaluation import Evaluator, count, trace
 from latent_reason.latent_reasoner import LatentReasoner
 from latent_reason.llm import FrozenLLM
 from latent_reason.metrics import AccuracyCounter
+from latent_reason.prompts import PromptStates
 
 pytestmark = pytest.mark.usefixtures("one_process")
 NUM_ROWS = 12
@@ -142,10 +143,9 @@ class Reciter(torch.nn.Module):
         rows = torch.cdist(states.flatten(1), known.states.flatten(1)).argmin(dim=1)
         return self.data.labels[rows].clamp(min=0)
 
-    def forward(self, states: torch.Tensor, **batch: Any) -> Any:
-        output = self.thinking(states=states, **batch)
-        output.slots = self.answers_to(states)[..., None].float()
-        return output
+    def think(self, prompt: PromptStates) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for _, q_halt_logits in self.thinking.think(prompt):
+            yield self.answers_to(prompt.states)[..., None].float(), q_halt_logits
 
     def write(self, prompt: Any, slots: torch.Tensor | None) -> torch.Tensor:
         if not self.listens or slots is None:

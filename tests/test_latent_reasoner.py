@@ -286,6 +286,48 @@ def test_head_generation_takes_no_options(make_llm):
 
 
 @pytest.mark.parametrize("writer", WRITERS)
+def test_thinking_reads_nothing_out_before_the_end(make_llm, writer, monkeypatch):
+    model, calls = make_model(make_llm(), writer), []
+    read_out = model.read_out
+    monkeypatch.setattr(model, "read_out", lambda slots: (calls.append(1), read_out(slots))[1])
+    batch = model.llm.encode(PROMPTS)
+    model.generate(**batch, refinement_steps=4)
+    assert len(calls) == (1 if writer == "head" else 0)
+    calls.clear()
+    model(**batch, refinement_steps=4)
+    assert len(calls) == 1
+    with pytest.raises(ValueError, match="refinement_steps: got 0"):
+        model.generate(**batch, refinement_steps=0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "autocast"), [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)]
+)
+def test_no_refinement_step_keeps_a_copy_of_the_embedding(make_llm, dtype, autocast):
+    llm = make_llm()
+    llm.model.to(dtype)
+    model, batch, size = make_model(llm, "soft"), llm.encode(PROMPTS), llm.embedding.numel()
+
+    def copies(refinement_steps):
+        kept = {}
+
+        def keep(tensor):
+            if tensor.numel() == size:
+                kept[tensor.data_ptr()] = tensor
+            return tensor
+
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        ):
+            options = {"refinement_steps": refinement_steps, "through_base": False}
+            model(**batch, labels=LABELS, **options).loss.backward()
+        return len(kept)
+
+    assert copies(3) == copies(1)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
 def test_answer_returns_text(make_llm, writer):
     model = make_model(make_llm(), writer)
     texts = model.answer(PROMPTS, refinement_steps=2)
