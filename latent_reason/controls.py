@@ -23,14 +23,23 @@ from latent_reason.llm import FrozenLLM
 from latent_reason.losses import answer_loss, exactly_right
 
 
+def adapted_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Return the linear layers of the language model by name, without output layer and vision."""
+    head, own = model.get_output_embeddings(), {*model.get_decoder().modules()}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and module in own and module is not head
+    }
+
+
 def lora_rank(model: PreTrainedModel, min_parameters: int) -> int:
-    """Return the smallest LoRA rank on all linear layers with at least `min_parameters`."""
-    head = model.get_output_embeddings()
+    """Return the smallest LoRA rank on `adapted_layers` with at least `min_parameters`."""
     per_rank = 0
-    for module in model.modules():
+    for module in adapted_layers(model).values():
         if isinstance(module, Conv1D):
             per_rank += module.nx + module.nf
-        elif isinstance(module, nn.Linear) and module is not head:
+        elif isinstance(module, nn.Linear):
             per_rank += module.in_features + module.out_features
     return max(1, -(-min_parameters // per_rank))
 
@@ -40,7 +49,7 @@ class AnswerLM(nn.Module):
 
     Args:
         llm: the frozen base; "lora" works on a copy of it.
-        kind: "bare" trains nothing; "lora" adapts all linear layers; "pause" learns `num_slots`
+        kind: "bare" trains nothing; "lora" adapts its `adapted_layers`; "pause" learns `num_slots`
             constant vectors between prompt and answer.
         num_slots: most answer tokens K, and the number of pause slots.
         delimiter: text before the answer.
@@ -61,7 +70,8 @@ class AnswerLM(nn.Module):
         if kind == "lora":
             base = copy.deepcopy(llm.model)
             rank = lora_rank(base, min_parameters)
-            config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+            names = [*adapted_layers(base)]
+            config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names)
             inject_adapter_in_model(config, base)
             llm = FrozenLLM(base, llm.tokenizer, llm.name)
             for name, parameter in llm.named_parameters():

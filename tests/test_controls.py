@@ -167,3 +167,22 @@ def test_lora_trains_in_fp32_on_a_base_in_bf16(make_llm, save_llm, tmp_path):
     assert losses[-1] < 0.5 * losses[0]
     assert model.generate(**llm.encode(PROMPTS)).shape[0] == len(PROMPTS)
     assert llm.sha256() == digest
+
+
+def test_lora_leaves_the_vision_of_a_base_alone(make_llm):
+    from transformers import AutoModelForCausalLM, Gemma3Config
+
+    text = make_llm("gemma3")
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(
+        text_config=text.model.config, vision_config=vision, mm_tokens_per_image=4
+    )
+    both = FrozenLLM(AutoModelForCausalLM.from_config(config), text.tokenizer, "both")
+    assert any("vision" in name for name, _ in both.named_parameters())
+    model, expected = (make(llm, "lora", min_parameters=5000) for llm in (both, text))
+    assert not any("vision" in name for name in trainable(model))
+    shapes = [[p.shape for p in trainable(m).values()] for m in (model, expected)]
+    assert shapes[0] == shapes[1]
+    score(model).loss.backward()
+    assert all(p.grad is not None for p in trainable(model).values())
