@@ -329,7 +329,7 @@ class LatentReasoner(nn.Module):
             "format": ADAPTER_FORMAT,
             "base": self.llm.name,
             "base_hidden_size": self.llm.hidden_size,
-            "base_sha256": None if self.llm.is_quantized else self.llm.sha256(torch.bfloat16),
+            "base_sha256": self.llm.fingerprint(),
         }
         default = (
             f"# Latent reasoner for {self.llm.name}\n\nLoad with `LatentReasoner.from_pretrained`."
@@ -350,8 +350,8 @@ class LatentReasoner(nn.Module):
 
         Raises:
             CheckpointError: if files are missing or corrupt, or the base has other weights than
-                the one the adapter was made for (rounded to bf16, so that the dtype it is loaded
-                in does not matter; quantised bases are compared by width only).
+                the one the adapter was made for (rounded to bf16, so that bf16 and fp32 are alike;
+                quantised bases and those in fp16 are compared by width only).
         """
         folder = Path(folder)
         with reading(folder, "adapter", "save_pretrained"):
@@ -363,8 +363,8 @@ class LatentReasoner(nn.Module):
             if lost := [key for key in complete if saved.get(key) != complete[key]]:
                 raise ValueError(f"{ADAPTER_CONFIG}: incomplete {', '.join(lost)}")
         llm = base if isinstance(base, FrozenLLM) else FrozenLLM.load(base or name, **kwargs)
-        known = digest is not None and not llm.is_quantized
-        if llm.hidden_size != width or (known and llm.sha256(torch.bfloat16) != digest):
+        known = digest and llm.fingerprint()
+        if llm.hidden_size != width or (known and known != digest):
             raise CheckpointError(
                 f"adapter {folder}: made for base {name} (width {width}), got {llm.name} (width "
                 f"{llm.hidden_size}) with other weights; pass the base that it was trained with"

@@ -351,6 +351,15 @@ class FrozenLLM(nn.Module):
         )
         return after_end(generated[:, 1:], arguments["eos_token_id"], self.eos_token_id)
 
+    def fingerprint(self) -> str | None:
+        """Return a digest to know the base again by, whether it is loaded in bf16 or fp32.
+
+        None where the weights are not those of the checkpoint: quantised, or rounded to fp16.
+        """
+        if self.is_quantized or self.embedding.dtype == torch.float16:
+            return None
+        return self.sha256(torch.bfloat16)
+
     @torch.compiler.disable
     def _count(self, num: int) -> None:
         """Add to `num_prompts`, outside of compiled code: it would be compiled for every number."""

@@ -509,6 +509,19 @@ def test_the_dtype_of_the_base_does_not_matter_but_its_weights_do(saved, make_ll
             LatentReasoner.from_pretrained(folder, base=other, **options)
 
 
+def test_bases_in_fp16_are_compared_by_width(saved, make_llm):
+    _, folder = saved
+    half = LatentReasoner.from_pretrained(folder, dtype=torch.float16)
+    assert half.llm.embedding.dtype == torch.float16
+    half.save_pretrained(folder.parent / "half")
+    LatentReasoner.from_pretrained(folder.parent / "half", dtype=torch.float32)
+    with pytest.raises(CheckpointError, match="width 32"):
+        LatentReasoner.from_pretrained(
+            folder,
+            base=FrozenLLM(make_llm(hidden_size=64).model.half(), half.llm.tokenizer, "wide"),
+        )
+
+
 def test_a_base_of_another_width_is_refused(saved, make_llm):
     _, folder = saved
     wide = make_llm(hidden_size=64, name="wide")
