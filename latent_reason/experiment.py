@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from latent_reason.base_check import check_base
 from latent_reason.config import LatentReasonerConfig, check, check_unread
 from latent_reason.data.features import StateCache
 from latent_reason.data.hub import read_examples
@@ -125,7 +126,7 @@ class Run(RunFrame[RunConfig]):
         super().__init__("train_latent_trm.py", name, config, resume)
         self.llm = FrozenLLM.load(config.base)
         self.llm.num_features(config.model.read_layers)
-        self.llm.try_out()
+        check_base(self.llm)
         self.examples = load_examples(config, self.say)
         wanted = config.model.num_slots or None
         files = {"train": config.train_data, "val": config.train_data, "test": config.test_data}

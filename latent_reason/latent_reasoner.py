@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from latent_reason.adapters import nearest_token_logits, soft_tokens
+from latent_reason.base_check import check_base
 from latent_reason.config import LatentReasonerConfig, check
 from latent_reason.core import LatentCore, ReasonerOutput
 from latent_reason.data.text import encode_answer
@@ -71,8 +72,12 @@ class LatentReasoner(nn.Module):
             base: the frozen model.
             config: defaults to a TRM with writer head.
             kwargs: passed to `FrozenLLM.load`.
+
+        Raises:
+            ConfigError: if the base cannot be loaded or is unfit, see `check_base`.
         """
         llm = base if isinstance(base, FrozenLLM) else FrozenLLM.load(base, **kwargs)
+        check_base(llm)
         return cls(llm, config)
 
     def with_num_slots(self, num_slots: int) -> LatentReasoner:

@@ -20,7 +20,7 @@ from latent_reason.config import ReadLayer
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.generation import after_end, generation_options
 from latent_reason.layers import position_ids, rms_norm
-from latent_reason.loading import check_tokenizer, first_line, load_base
+from latent_reason.loading import check_tokenizer, load_base
 from latent_reason.losses import IGNORE_INDEX
 from latent_reason.prompts import PromptStates, pad_prompts
 
@@ -147,23 +147,6 @@ class FrozenLLM(nn.Module):
         """Most tokens the base is made for, if it says so."""
         config = self.model.config.get_text_config(decoder=True)
         return getattr(config, "max_position_embeddings", None)
-
-    def try_out(self) -> None:
-        """Read one token and read the answer out, so that an unfit base is refused at once.
-
-        Raises:
-            ConfigError: it gives no hidden states, or `lm_head` does not take them.
-        """
-        token = torch.tensor([[self.eos_token_id]], device=self.embedding.device)
-        try:
-            self.read(token, torch.ones_like(token), layers=("last",))
-            self.lm_head(torch.zeros(1, self.hidden_size, device=token.device))
-        except RuntimeError as error:
-            raise ConfigError(
-                f"base {self.name}: its output layer does not take its hidden states "
-                f"({first_line(error)}); choose another base"
-            ) from error
-        self.num_prompts = 0
 
     def num_features(self, layers: tuple[ReadLayer, ...]) -> int:
         """Return F, the width of what `read` gives for these layers."""

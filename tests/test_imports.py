@@ -17,7 +17,7 @@ ROWS = (
     {"config", "files", "layers", "losses", "model_folder", "results", "command_line"},
     {"recursion", "halting", "train_config"},
     {"reasoner"},
-    {"prompts", "generation", "loading", "llm", "adapters"},
+    {"prompts", "generation", "loading", "llm", "base_check", "adapters"},
     {"core", "data"},
     {"latent_reasoner", "controls"},
     {"optim", "metrics", "checkpoint", "run_lock", "stop_request"},
