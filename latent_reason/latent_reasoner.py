@@ -329,6 +329,10 @@ class LatentReasoner(nn.Module):
         Args:
             folder: created if missing.
             card: Markdown for README.md; a short default if empty.
+
+        Raises:
+            CheckpointError: files of the same names there are not of this library, or the folder
+                cannot be written.
         """
         config = self.config.to_dict() | {
             "format": ADAPTER_FORMAT,

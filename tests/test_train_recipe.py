@@ -488,6 +488,24 @@ def test_a_prompt_longer_than_the_context(base: str, tmp_path: Path, name: str) 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "answers"),
+    [((), 1), (("--controls",), 2), (("--model.writer", "soft"), 2)],
+)
+def test_room_is_kept_for_what_follows_a_prompt(
+    base: str, tmp_path: Path, words: tuple[str, ...], answers: int
+) -> None:
+    """The bare base writes an answer after it; pause slots and soft tokens come in between."""
+    source = own_data(tmp_path)
+    rows = (tmp_path / "mine.jsonl").read_text().splitlines()
+    rows[3] = line("add " + 300 * "1 ", "2")
+    (tmp_path / "mine.jsonl").write_text("\n".join(rows) + "\n")
+    done = run_here(tmp_path, smoke(base, *source, *words, "--model.num-slots", "12", *OUTPUT))
+    delimiter = len(FrozenLLM.load(base).tokenizer(" Answer:")["input_ids"])
+    room = delimiter + answers * 12
+    assert_refused(done, "mine.jsonl:4: ", f"takes 256, {room} of them for slots and answer")
+
+
 def test_a_base_whose_output_layer_does_not_fit(
     make_llm: Callable[..., FrozenLLM], base: str, tmp_path: Path
 ) -> None:

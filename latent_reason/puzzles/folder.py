@@ -71,7 +71,8 @@ def save_puzzle_model(
         published: for `SavedPuzzleModel.published`.
 
     Raises:
-        CheckpointError: the folder cannot be written.
+        CheckpointError: files of the same names there are not of this library, or the folder
+            cannot be written.
     """
     weights = {FILES["averaged"]: model.state_dict()}
     if raw is not None:
