@@ -31,9 +31,8 @@ from latent_reason.environment import check_compiler, check_world, environment
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.files import write_json
 from latent_reason.puzzles.arc_solving import BATCH_SIZE as ARC_BATCH_SIZE
-from latent_reason.puzzles.arc_solving import NUM_VOTES
 from latent_reason.puzzles.arc_table import known_tasks
-from latent_reason.puzzles.arc_voting import collect_votes, pass_rows
+from latent_reason.puzzles.arc_voting import collect_votes, default_votes, pass_rows
 from latent_reason.puzzles.evaluation import PuzzleEvaluator
 from latent_reason.puzzles.folder import SavedPuzzleModel, load_puzzle_model
 from latent_reason.puzzles.model import PuzzleModel
@@ -69,7 +68,7 @@ def read_options() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, help="write the rows to this JSON file")
     parser.add_argument(
-        "--votes", type=int, metavar="N", help="turns and colourings of an ARC task; default 10"
+        "--votes", type=int, metavar="N", help="turns and colourings of an ARC task; default <= 10"
     )
     parser.add_argument(
         "--submission", type=Path, metavar="FILE", help="write the votes on ARC as Kaggle wants"
@@ -201,10 +200,10 @@ def evaluate_arc(
         UserError: see `load_tasks`, `known_tasks` and `collect_votes`.
     """
     tasks, about, scored = load_tasks(options)
-    num_votes = NUM_VOTES if options.votes is None else options.votes
     steps, size = max(options.refinement_steps), options.batch_size or ARC_BATCH_SIZE
     config = next(iter(models.values())).model.config
     dataset = known_tasks(options.model, config, tasks).to(accelerator.device)
+    num_votes = default_votes(dataset) if options.votes is None else options.votes
     evaluator = PuzzleEvaluator(dataset.plain_tests(), accelerator, options.bf16, size)
     rows, submission = [], options.submission
     for weights, saved in models.items():

@@ -49,7 +49,7 @@ def _build_parser() -> Parser:
     )
     command.add_argument("--task", metavar="NAME", help="one of an ARC file of many")
     command.add_argument(
-        "--votes", type=int, metavar="N", help="turns and colourings of an ARC task; default 10"
+        "--votes", type=int, metavar="N", help="turns and colourings of an ARC task; default <= 10"
     )
     command.set_defaults(run=_solve)
 
@@ -113,7 +113,7 @@ def _solve(options: argparse.Namespace) -> int:
 
 
 def _solve_arc(options: argparse.Namespace) -> int:
-    from latent_reason.puzzles.arc_solving import NUM_VOTES, REFINEMENT_STEPS, solve_arc
+    from latent_reason.puzzles.arc_solving import REFINEMENT_STEPS, solve_arc
 
     if options.kind is not None:
         raise ConfigError(f"--puzzle: {options.puzzle} is read as an ARC task; leave --puzzle out")
@@ -123,8 +123,7 @@ def _solve_arc(options: argparse.Namespace) -> int:
             "(recipes/train_puzzle.py arc-agi-1 trains one)"
         )
     steps = REFINEMENT_STEPS if options.refinement_steps is None else options.refinement_steps
-    votes = NUM_VOTES if options.votes is None else options.votes
-    solutions = solve_arc(options.puzzle, options.model, steps, votes, options.task)
+    solutions = solve_arc(options.puzzle, options.model, steps, options.votes, options.task)
     for number, solution in enumerate(solutions, start=1):
         print(solution.answer or "-")
         print(f"test {number}: {solution.verdict}")
@@ -139,12 +138,12 @@ def _import(options: argparse.Namespace) -> int:
     import_published(
         options.file,
         options.output,
-        options.config,
-        options.puzzle,
-        options.num_cells,
-        options.num_puzzles,
-        options.puzzles,
-        options.identifiers,
+        config_file=options.config,
+        puzzle_name=options.puzzle,
+        num_cells=options.num_cells,
+        num_puzzles=options.num_puzzles,
+        puzzles=options.puzzles,
+        identifiers=options.identifiers,
     )
     print(options.output)
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -20,13 +21,19 @@ Options = TypeVar("Options")
 def run_script(main: Callable[[], int | None]) -> None:
     """Run a script's main function and exit.
 
-    A `UserError` becomes one line on stderr and exit code 2, Ctrl-C one line and exit code 130.
+    A `UserError` becomes one line on stderr and exit code 2, Ctrl-C one line and exit code 130, a
+    reader that has gone exit code 141.
     """
     try:
-        sys.exit(main() or 0)
+        code = main() or 0
+        sys.stdout.flush()
+        sys.exit(code)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
+    except BrokenPipeError:  # what reads our lines, such as head, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)  # noqa: T201
         sys.exit(130)
@@ -86,3 +93,5 @@ def check_evaluation(
         path = getattr(options, name)
         if path is not None and not path.parent.is_dir():
             raise ConfigError(f"{name}: there is no folder {path.parent}; make it first")
+        if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+            raise ConfigError(f"{name}: {path} cannot be written as a file; choose another")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,6 +13,17 @@ from latent_reason.errors import DataError
 
 UNREADABLE = (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError)
 """What reading a JSON file of unknown content may raise."""
+
+
+def exists(path: str | Path, kind: Callable[[Path], bool]) -> bool:
+    """Tell whether a text that a user gave names a file, or what else `kind` (`Path.is_file`) asks.
+
+    A text too long for a name, or no name at all, is none; one in a forbidden folder neither.
+    """
+    try:
+        return kind(Path(path))
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager
@@ -59,6 +70,8 @@ def read_json(path: Path, kind: type) -> Any:
         value = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; run a recipe or an evaluation first") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); name a run folder") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(value, kind):

@@ -97,12 +97,20 @@ def plot_depth_sweep(rows: Sequence[Row], path: Path, halt_max_steps: int | None
             a system with a single row becomes a horizontal line. Only the first 16 systems.
         path: The PNG file to write.
         halt_max_steps: Trained number of refinement steps, marked by a vertical line.
+
+    Raises:
+        DataError: the file cannot be written.
     """
     import matplotlib
 
     with matplotlib.rc_context(_style("#222222")):
         figure = _depth_sweep(rows, halt_max_steps)
-        figure.savefig(path, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+        try:
+            figure.savefig(
+                path, format="png", dpi=200, facecolor="white", metadata={"Software": None}
+            )
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}; choose another file") from error
 
 
 def _optional_json(path: Path, kind: type) -> Any:

@@ -237,6 +237,14 @@ def test_a_leak_is_seen_through_name_order_role_and_symmetry(symmetry, seed):
     assert (leak.num_shared, leak.num_pairs, leak.test_shared) == (3, 4, True)
 
 
+def test_a_test_answer_in_any_task_is_told():
+    task = make_task("task", 2, 1)
+    shown = ArcTask("shown", task.train, make_task("one").test)
+    asked = ArcTask("asked", make_task("two").train, task.test)
+    (leak,) = find_arc_leaks([shown, asked], [task])
+    assert (leak.found_as, leak.num_shared, leak.test_shared) == ("shown", 2, True)
+
+
 def test_other_tasks_are_no_leak():
     task = make_task("task")
     swapped = tuple(ArcPair(p.output, p.input) for p in task.train if p.output is not None)

@@ -277,7 +277,10 @@ def test_a_task_that_it_cannot_solve(arc_run, tmp_path, monkeypatch, capsys):
         (["e.json"], "no ARC model comes with this package; name the folder of one with --model"),
         (["e.json", "--model", "nowhere"], "model nowhere: not a complete model folder"),
         (["x.json", "--model", "nowhere"], "x.json: no such file"),
-        (["e.json", "--model", "run/model"], "votes: got 10, expected 0 to the model's 4"),
+        (
+            ["e.json", "--model", "run/model", "--votes", "10"],
+            "votes: got 10, expected 0 to the model's 4",
+        ),
         (["e.json", "--model", "run/model", "--votes", "x"], "invalid int value: 'x'"),
         (["e.json", "--model", "run/model", "--task", "f"], "e.json: has no task 'f'"),
         (["stranger.json", "--model", "run/model"], "task 'stranger': the model was not trained"),

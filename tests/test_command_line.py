@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -38,6 +40,17 @@ def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         run_script(main)
     assert end.value.code == 130
     assert capsys.readouterr().err == "stopped\n"
+
+
+def test_a_reader_that_has_gone_ends_it_without_a_word() -> None:
+    lines = "def main():\n    for _ in range(10**5):\n        print('line')\n"
+    program = f"from latent_reason.command_line import run_script\n{lines}run_script(main)"
+    pipe = subprocess.PIPE
+    script = subprocess.Popen([sys.executable, "-c", program], stdout=pipe, stderr=pipe)
+    assert script.stdout is not None and script.stderr is not None
+    script.stdout.readline()
+    script.stdout.close()
+    assert (script.wait(), script.stderr.read()) == (141, b"")
 
 
 def test_faults_of_the_program_keep_their_traceback() -> None:

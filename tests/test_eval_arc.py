@@ -116,7 +116,7 @@ def test_without_a_puzzle_table_any_task_will_do(arc_run: ArcRun, tmp_path: Path
 
 
 BAD = [
-    ([], "votes: got 10, expected 0 to the model's 4 augmentations"),
+    (["--votes", "9"], "votes: got 9, expected 0 to the model's 4 augmentations"),
     (["--votes", "-1"], "votes: got -1, expected 0 to the model's 4 augmentations"),
     (["--data", "other_challenges.json"], "task 'x': the model was not trained with it"),
     (["--data", "nowhere.json"], "nowhere.json: no such file"),

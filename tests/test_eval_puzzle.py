@@ -178,6 +178,7 @@ BAD = [
     (["--model", "other"], "model: made for 'hexagons', which is not known here"),
     (["--model", "other", "--weights", "raw"], "raw.safetensors"),
     (["--output", "nowhere/found.json"], "output: there is no folder nowhere"),
+    (["--output", "model"], "output: model cannot be written as a file; choose another"),
     (["--colour", "red"], "unrecognized arguments: --colour red; see puzzle.py --help"),
 ]
 

@@ -85,6 +85,18 @@ def test_every_shortest_path_is_valid(drawing: tuple[Maze, str]) -> None:
         assert maze.valid(torch.tensor([question]), torch.tensor([answer])).tolist() == [True]
 
 
+def test_no_path_goes_through_missing_cells() -> None:
+    """As a `.npy` file has them around a maze that is smaller than the grid, or in it."""
+    maze = Maze(3, 5)
+    asked, given = maze.parse("S   G   #       "[:15]), maze.parse("SoooG   #       "[:15])
+    for cell in (10, 11, 12, 13, 14):
+        asked[cell] = given[cell] = 0
+    assert maze.conflicts(asked, given) == []
+    asked[1:4] = given[1:4] = [0, 0, 0]
+    assert int(maze.shortest_lengths(torch.tensor([asked]))) == -1
+    assert maze.valid(torch.tensor([asked]), torch.tensor([given])).tolist() == [False]
+
+
 @settings(max_examples=50)
 @given(mazes((3, 4)), st.data())
 def test_an_answer_is_valid_only_with_a_shortest_path(
@@ -224,6 +236,8 @@ def test_a_loop_is_seen_wherever_it_is() -> None:
             pairs += [(r, c) for r, c in cells if (r + 1, c) in cells]
             assert maze.has_loop(question) == (len(pairs) >= len(cells))
             assert loops or not maze.has_loop(question)
+    ring = "S  #  # #  G # "  # a cell apart does not hide it
+    assert Maze(3, 5).has_loop(Maze(3, 5).parse(ring))
 
 
 def test_all_walls_between_rooms_may_be_opened() -> None:

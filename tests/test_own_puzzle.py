@@ -60,6 +60,19 @@ class Latin(Puzzle):
         return grids.masked_fill(hidden, 1), grids
 
 
+class Twice(Latin):
+    alphabet = ".aab"
+
+
+class BlankLast(Latin):
+    alphabet = "abc."
+
+
+class RuleOnly(Puzzle):
+    name, height, width, alphabet = "rule_only", 1, 3, "abc"
+    valid = Latin.valid
+
+
 class Other:
     def __init__(self, size):
         pass
@@ -140,6 +153,12 @@ def test_a_folder_does_not_choose_what_is_imported(folder: Path) -> None:
         ("latin_squares:other", "gives a object, expected a Puzzle"),
         ("latin_squares:Other", "is not made without arguments"),
         ("latin_squares:Puzzle", "lacks the attribute name"),
+        (
+            "latin_squares:Twice",
+            "has an alphabet of 4 characters, expected 1 to 255, all",
+        ),
+        ("latin_squares:BlankLast", "has the blank '.'; put it first in its alphabet"),
+        ("latin_squares:RuleOnly", "does not say what breaks it; write conflicts"),
         ("latin squares:Latin", "expected module:Name"),
         ("latin_squares:Latin.x", "expected module:Name"),
         ("futoshiki", "or module:Name"),

@@ -86,6 +86,19 @@ def test_written_rows_are_plain_text(tmp_path):
     assert set(answer) == set("1234") and set(question) <= set("01234")
 
 
+def test_cells_that_are_not_asked_are_not_written_as_text(tmp_path):
+    data = made("sudoku-4x4", 2)
+    data.answers[1, 3] = 0
+    with pytest.raises(DataError, match="no sign for a cell that is not asked; use .npy arrays"):
+        write_csv(tmp_path / "x.csv", data)
+
+
+def test_a_seed_may_be_any_integer(tmp_path, capsys):
+    for name, seed in (("maze-7x7", 10**20), ("sorting-5", -(10**20))):
+        words = ["write-puzzles", name, "--num", "1", "--seed", str(seed)]
+        assert run(capsys, *words, "--output", str(tmp_path / "x.csv"))[0] == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -297,6 +297,18 @@ def test_a_trace_tells_how_answers_grow(model: PuzzleModel, data: PuzzleDataset)
     assert right == evaluator(data).sweep(model, [2]).at[2].num_exact >= 3
 
 
+def test_what_is_not_asked_is_no_mistake_in_a_trace(
+    model: PuzzleModel, data: PuzzleDataset
+) -> None:
+    questions = data.questions[:3]
+    answers = answers_after(model, questions.long(), 2)
+    wrong = answers.clone()
+    wrong[:, 3] = 1 + answers[:, 3] % 4
+    for given, correct in ((wrong, False), (wrong.index_fill(1, torch.tensor([3]), 0), True)):
+        samples = trace(model, PuzzleDataset(PUZZLE, questions, given), 3, [2])
+        assert [sample["steps"][0]["correct"] for sample in samples] == [correct] * 3
+
+
 # Two processes
 
 

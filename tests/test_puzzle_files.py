@@ -169,6 +169,10 @@ def test_missing_sources_are_named(name, tmp_path, monkeypatch):
     assert "give a .csv" in error_of(name)
 
 
+def test_a_name_that_is_too_long_is_no_file():
+    assert "File name too long" in error_of("9" * 300 + ".csv")
+
+
 # Each stands in line 4 of a file, after two good rows.
 BAD_ROWS = {
     "short question": (
@@ -302,6 +306,13 @@ def test_arrays_are_never_unpickled(tmp_path):
     (tmp_path / "short.npy").write_bytes((tmp_path / "bad.npy").read_bytes()[:50])
     assert "not a .npy file of numbers" in error_of(tmp_path / "short.npy")
     assert not canary.exists()
+
+
+@pytest.mark.parametrize("text", ["{'descr': (3, 2", "'''abc", "-" * 9000 + "1", " 1\n0"])
+def test_arrays_with_a_damaged_header_are_named(text, tmp_path):
+    size = len(text).to_bytes(2, "little")
+    (tmp_path / "bad.npy").write_bytes(b"\x93NUMPY\x01\x00" + size + text.encode())
+    assert "not a .npy file of numbers" in error_of(tmp_path / "bad.npy")
 
 
 @pytest.mark.parametrize("shape", [(10**30, 2, 16), (-3, 2, 16), (10**18, 2, 16), (2**62, 2, 16)])

@@ -210,6 +210,13 @@ def test_forms_of_a_maze(text: str, shipped: Path) -> None:
     assert (solution.answer, solution.solved) == (PATHS[1], True)
 
 
+def test_signs_that_are_symbols_are_no_frame() -> None:
+    class Signs(Puzzle):
+        name, height, width, alphabet = "signs", 1, 4, ".+-"
+
+    assert solve(".+-.", scripted(Signs(), [("-+-+", 1.0)]), 1).answer == "-+-+"
+
+
 def test_the_model_by_folder_and_loaded(checkpoints: Path) -> None:
     folder = checkpoints / "sudoku-4x4"
     for model in (folder, str(folder), load_puzzle_model(folder)):
@@ -343,7 +350,7 @@ def test_a_file_and_stdin(
     (tmp_path / "maze").write_text(MAZE + "\n")
     assert run(str(tmp_path / "maze")) == 0
     assert capsys.readouterr().out.startswith(PATHS[1])
-    monkeypatch.setattr(sys, "stdin", io.StringIO(QUESTION))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeff" + QUESTION))
     assert run("-", "--model", str(shipped / "sudoku-4x4")) == 0
     assert capsys.readouterr().out.startswith(ANSWER)
 

@@ -9,6 +9,7 @@ from latent_reason.data.arc_files import ArcTask, read_arc, to_task
 from latent_reason.data.arc_folder import SPLITS, SUFFIXES, find_task_files
 from latent_reason.data.hub import load_split
 from latent_reason.errors import DataError
+from latent_reason.files import exists
 
 NAMES = ("id", "task_id", "task", "name")
 """Columns that may hold the name of a task; without one it is called after its row."""
@@ -29,8 +30,8 @@ def find_arc(source: str, split: Literal["train", "test"]) -> list[ArcTask]:
         DataError: naming source, row or task, and reason.
     """
     path = Path(source)
-    named_as_file = path.is_file() or path.name.endswith(SUFFIXES)
-    if named_as_file or (path.is_dir() and find_task_files(path)):
+    named_as_file = exists(path, Path.is_file) or path.name.endswith(SUFFIXES)
+    if named_as_file or (exists(path, Path.is_dir) and find_task_files(path)):
         return read_arc(path)
     reasons = []
     for name in SPLITS[split]:

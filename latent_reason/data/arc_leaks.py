@@ -22,7 +22,7 @@ class ArcLeak:
         found_as: name of the task of the other set that shares the most pairs with it.
         num_shared: pairs of the task that the task `found_as` has, as train or test pair.
         num_pairs: pairs of the task with known output.
-        test_shared: whether an answer to a test pair is among the shared ones.
+        test_shared: whether an answer to a test pair is in any task of the other set.
     """
 
     task: str
@@ -71,7 +71,7 @@ def find_arc_leaks(tasks_a: Sequence[ArcTask], tasks_b: Sequence[ArcTask]) -> li
         shared = Counter(index for pair in pairs for index in owners.get(pair, ()))
         if shared:
             found, num_shared = min(shared.items(), key=lambda item: (-item[1], item[0]))
-            test_shared = any(found in owners.get(pair, ()) for pair in test)
+            test_shared = any(pair in owners for pair in test)
             leaks.append(
                 ArcLeak(task.name, tasks_a[found].name, num_shared, len(pairs), test_shared)
             )
@@ -97,7 +97,7 @@ def arc_leak_lines(path_a: Path, path_b: Path) -> list[str]:
     )
     return [summary] + [
         f"  {leak.task}: {leak.num_shared} of {leak.num_pairs} pairs"
-        + (", a test answer among them" if leak.test_shared else "")
+        + (", with a test answer" if leak.test_shared else "")
         + (f", as {leak.found_as}" if leak.found_as != leak.task else "")
         for leak in leaks
     ]

@@ -18,7 +18,7 @@ from latent_reason.config import check
 from latent_reason.data.maze_making import carve, pick
 from latent_reason.data.order import Draws
 from latent_reason.data.puzzle_splits import hash_grids, make_split
-from latent_reason.data.puzzles import Puzzle, Symmetry
+from latent_reason.data.puzzles import PAD, Puzzle, Symmetry
 from latent_reason.errors import DataError
 
 WALL, SPACE, START, GOAL, PATH = 1, 2, 3, 4, 5
@@ -85,14 +85,16 @@ class Maze(Puzzle):
 
         -1 where there is no path, or not exactly one S and one G.
         """
-        lengths, _ = self._distances(questions != WALL, questions == START)
+        lengths, _ = self._distances(_passable(questions), questions == START)
         ends = ((questions == START).sum(1) == 1) & ((questions == GOAL).sum(1) == 1)
         at_goal = lengths.masked_fill(questions != GOAL, -1).amax(dim=1).long()
         return at_goal.masked_fill(~ends, -1)
 
     def has_loop(self, question: Sequence[int]) -> bool:
-        """Tell whether a maze (S tokens), all of it in reach, has several routes somewhere."""
-        is_open = (torch.tensor(question) != WALL).view(self.height, self.width)
+        """Tell whether a maze (S tokens) has several routes somewhere in reach of S."""
+        asked = torch.tensor([question])
+        lengths, _ = self._distances(_passable(asked), asked == START)
+        is_open = (lengths >= 0).view(self.height, self.width)
         beside, below = is_open[:, :-1] & is_open[:, 1:], is_open[:-1] & is_open[1:]
         return int(beside.sum() + below.sum()) > int(is_open.sum()) - 1
 
@@ -251,6 +253,11 @@ class Maze(Puzzle):
         if self.height == self.width:
             ways += [way.t() for way in ways]
         return torch.stack([way.flatten() for way in ways])
+
+
+def _passable(questions: Tensor) -> Tensor:
+    """Tell of cells whether a path may go there: neither walls nor missing cells."""
+    return (questions != WALL) & (questions != PAD)
 
 
 def _only_path(questions: Tensor, path: Tensor) -> Tensor:

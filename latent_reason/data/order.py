@@ -66,7 +66,7 @@ class Draws:
     """
 
     def __init__(self, positions: Tensor, seed: int) -> None:
-        start = torch.full_like(positions, seed)
+        start = torch.full_like(positions, _wrapped(seed % 2**64))
         self._key = scramble(scramble(start) + positions)
         self._count = 0
 

@@ -11,6 +11,9 @@ from latent_reason.data.kinds import find_puzzle
 from latent_reason.data.puzzles import Puzzle
 from latent_reason.errors import ConfigError
 
+MAX_SYMBOLS = 255
+"""Tokens are kept as bytes, and 0 is padding."""
+
 
 def named_puzzle(name: str) -> Puzzle:
     """Return a puzzle by a name that is trusted, since "module:Name" runs code.
@@ -22,7 +25,7 @@ def named_puzzle(name: str) -> Puzzle:
             without arguments, in a module that Python finds or that lies in the current folder.
 
     Raises:
-        ConfigError: there is no such puzzle, or what it gives is none.
+        ConfigError: there is no such puzzle, or what it gives is none that can be used.
     """
     if ":" not in name:
         return find_puzzle(name)
@@ -53,4 +56,18 @@ def named_puzzle(name: str) -> Puzzle:
     for field in ("name", "height", "width", "alphabet"):
         if not hasattr(puzzle, field):
             raise ConfigError(f"puzzle: {name} lacks the attribute {field}; see data/puzzles.py")
+    symbols = puzzle.alphabet
+    if not 1 <= len(symbols) == len(set(symbols)) <= MAX_SYMBOLS:
+        raise ConfigError(
+            f"puzzle: {name} has an alphabet of {len(symbols)} characters, expected 1 to "
+            f"{MAX_SYMBOLS}, all different"
+        )
+    if puzzle.blank and puzzle.blank != symbols[0]:
+        raise ConfigError(
+            f"puzzle: {name} has the blank {puzzle.blank!r}; put it first in its alphabet"
+        )
+    if type(puzzle).valid is not Puzzle.valid and type(puzzle).conflicts is Puzzle.conflicts:
+        raise ConfigError(
+            f"puzzle: {name} has a rule (valid) but does not say what breaks it; write conflicts"
+        )
     return puzzle

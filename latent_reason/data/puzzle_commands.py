@@ -100,8 +100,12 @@ def write_csv(path: Path, data: PuzzleDataset) -> None:
     all, and the same puzzles give the same bytes.
 
     Raises:
-        DataError: the file cannot be written.
+        DataError: the file cannot be written, or there are cells that are not asked.
     """
+    from latent_reason.data.puzzles import PAD
+
+    if bool((data.questions == PAD).any() | (data.answers == PAD).any()):
+        raise DataError(f"{path}: CSV has no sign for a cell that is not asked; use .npy arrays")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("question", "answer"))

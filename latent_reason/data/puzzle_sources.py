@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import re
+import tokenize
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,12 +22,16 @@ import numpy as np
 from latent_reason.data.hub import load_split
 from latent_reason.data.puzzles import PAD, Puzzle
 from latent_reason.errors import ConfigError, DataError
+from latent_reason.files import exists
 
 MAX_ROWS = 10_000_000
 MAX_BYTES = 4 * 1024**3
 """Uncompressed; the training file of Sudoku-Extreme has 0.8 GB."""
 MAX_LINE_BYTES = 1024**2
 FIELDS = ("question", "answer")
+UNREADABLE_ARRAY = (ValueError, TypeError, OverflowError, OSError, EOFError)
+UNREADABLE_ARRAY += (SyntaxError, tokenize.TokenError, MemoryError, RecursionError)
+"""What numpy may raise on the header of a `.npy` file, which it reads as Python does."""
 _CHUNK = 8192
 _HINT = "give a .csv, .csv.gz or .npy file, a folder of them, or a Hub name"
 
@@ -55,10 +60,10 @@ def open_source(path: Path, puzzle: Puzzle, split: str) -> tuple[Rows, Iterator[
     Raises:
         DataError: if there is no such source; while iterating, if it cannot be read.
     """
-    if path.is_dir():
+    if exists(path, Path.is_dir):
         found = [path / f"{split}.csv", path / f"{split}.csv.gz", path / split, path]
         path = next((p for p in found if p.is_file() or (p / "questions.npy").is_file()), path)
-    if (path / "questions.npy").is_file():
+    if exists(path / "questions.npy", Path.is_file):
         rows = Rows(str(path), 1)
         questions, answers = (_load(path / f"{name}.npy") for name in ("questions", "answers"))
         return rows, _array_chunks(rows, questions, answers, puzzle)
@@ -67,7 +72,7 @@ def open_source(path: Path, puzzle: Puzzle, split: str) -> tuple[Rows, Iterator[
         if pairs.ndim < 3 or pairs.shape[1] != 2:
             raise DataError(f"{path}: shape {pairs.shape}, expected (rows, 2, cells)")
         return rows, _array_chunks(rows, pairs[:, 0], pairs[:, 1], puzzle)
-    if path.is_file() or path.suffix in (".csv", ".gz"):
+    if exists(path, Path.is_file) or path.suffix in (".csv", ".gz"):
         rows = Rows(str(path), 2)
         return rows, _csv_chunks(rows, path, puzzle)
     return _open_hub(path, puzzle, split)
@@ -89,7 +94,8 @@ def _open_hub(path: Path, puzzle: Puzzle, split: str) -> tuple[Rows, Iterator[Gr
     table = load_split(name, split, _HINT).with_format("arrow")
     rows = Rows(f"{name} ({split})", 1)
     for field in FIELDS:
-        kind = table.features[field].dtype if field in table.features else "missing"
+        feature = table.features.get(field, "missing")
+        kind = getattr(feature, "dtype", feature if feature == "missing" else "nested")
         if kind not in ("string", "large_string"):
             raise DataError(f"{rows.source}: column {field!r} is {kind}, expected text")
     return rows, (_text_grids(rows, chunk, puzzle) for chunk in table.iter(_CHUNK))
@@ -241,8 +247,8 @@ def _load(path: Path) -> np.ndarray:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; {_HINT}") from None
-    except (ValueError, TypeError, OverflowError, OSError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+    except UNREADABLE_ARRAY as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise DataError(f"{path}: not a .npy file of numbers ({reason})") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
         kind = array.dtype if isinstance(array, np.ndarray) else "an archive"

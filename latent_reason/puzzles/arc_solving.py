@@ -12,11 +12,10 @@ from latent_reason.data.arc_canvas import ArcCanvas, draw
 from latent_reason.data.arc_files import ArcTask, read_arc
 from latent_reason.errors import ConfigError
 from latent_reason.puzzles.arc_table import known_tasks
-from latent_reason.puzzles.arc_voting import collect_votes
+from latent_reason.puzzles.arc_voting import collect_votes, default_votes
 from latent_reason.puzzles.folder import load_puzzle_model
 
 REFINEMENT_STEPS = 16
-NUM_VOTES = 10
 BATCH_SIZE = 16
 
 
@@ -57,7 +56,7 @@ def solve_arc(
     path: str | Path,
     model: str | Path,
     refinement_steps: int = REFINEMENT_STEPS,
-    num_votes: int = NUM_VOTES,
+    num_votes: int | None = None,
     task: str | None = None,
 ) -> list[ArcSolution]:
     """Predict the outputs of the test pairs of an ARC task.
@@ -69,7 +68,8 @@ def solve_arc(
         path: ARC file; the name of a single task is that of its file, as in the official ones.
         model: folder of a model trained on ARC.
         refinement_steps: for each prediction.
-        num_votes: augmentations under which a test input is predicted, besides as it is.
+        num_votes: augmentations under which a test input is predicted, besides as it is; 10 if not
+            given, or as many as the model has.
         task: name of the task to solve, if the file has many.
 
     Raises:
@@ -82,6 +82,7 @@ def solve_arc(
     if saved.puzzle_name != ArcCanvas.name:
         raise ConfigError(f"model: made for puzzle {saved.puzzle_name!r}, expected one for ARC")
     dataset = known_tasks(model, saved.model.config, [chosen])
+    num_votes = default_votes(dataset) if num_votes is None else num_votes
     votes = collect_votes(saved.model, dataset, num_votes, refinement_steps, BATCH_SIZE)
     solutions = []
     for test, pair in enumerate(chosen.test):

@@ -31,9 +31,15 @@ from latent_reason.metrics import wilson_interval
 from latent_reason.puzzles.evaluation import refine
 from latent_reason.puzzles.model import PuzzleModel
 
+NUM_VOTES = 10
 PASS_AT = (1, 2, 5, 10, 100, 1000)
 NUM_ATTEMPTS = 2
 PLACEHOLDER = [[0]]  # a submission needs a grid for each attempt
+
+
+def default_votes(dataset: ArcDataset) -> int:
+    """Return how many augmentations vote if nothing is said: 10, or as many as there are."""
+    return min(NUM_VOTES, dataset.num_augmentations)
 
 
 def evaluation_batches(

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from latent_reason.data.puzzles import PuzzleDataset
+from latent_reason.data.puzzles import PAD, PuzzleDataset
 from latent_reason.losses import exactly_right
 from latent_reason.metrics import AccuracyCounter, local_batches
 from latent_reason.puzzles.model import PuzzleModel, PuzzleOutput
@@ -172,15 +172,16 @@ def trace(
     batch = data.batch(torch.arange(min(num, len(data))))
     device = model.lm_head.weight.device
     batch = {key: value.to(device) for key, value in batch.items()}
-    answers = data.answers[: len(batch["inputs"])].tolist()
+    answers = data.answers[: len(batch["inputs"])]
     samples: list[dict[str, Any]] = [
         {"prompt": puzzle.format(q), "answer": puzzle.format(a), "steps": []}
-        for q, a in zip(batch["inputs"].tolist(), answers, strict=True)
+        for q, a in zip(batch["inputs"].tolist(), answers.tolist(), strict=True)
     ]
     for step, output in enumerate(refine(model, batch, max(steps)), start=1):
         if step not in steps:
             continue
-        tokens = output.logits.argmax(dim=-1).tolist()
+        # What is not asked is told by no answer, so that it counts in neither.
+        tokens = output.logits.argmax(dim=-1).cpu().masked_fill(answers.cpu() == PAD, PAD).tolist()
         sure = output.q_halt_logits.sigmoid().tolist()
         for sample, row, q_halt in zip(samples, tokens, sure, strict=True):
             text = puzzle.format(row)

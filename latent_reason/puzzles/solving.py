@@ -18,6 +18,7 @@ from latent_reason.data.puzzle_files import MAX_SOLVER_CELLS, Solver
 from latent_reason.data.puzzles import Puzzle
 from latent_reason.data.sudoku import Sudoku
 from latent_reason.errors import ConfigError, DataError
+from latent_reason.files import exists
 from latent_reason.puzzles.evaluation import refine
 from latent_reason.puzzles.folder import SavedPuzzleModel, load_puzzle_model
 from latent_reason.puzzles.model import PuzzleModel
@@ -27,6 +28,7 @@ CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 REFINEMENT_STEPS = 64
 MAX_CHARACTERS = 100_000
 MAX_SHOWN = 5
+MAZE_CELLS = "# SG"
 DRAWN = "|+-"
 """Characters that people draw the boxes of a Sudoku with."""
 
@@ -166,7 +168,7 @@ def puzzle_name_of(text: str) -> str:
         DataError: if the text is no Sudoku or maze.
     """
     if set(text) & {"#", "S"}:
-        rows = _rows(text, spaces=True)
+        rows = _rows(text, MAZE_CELLS)
         height, width = len(rows), len(rows[0])
         if height == 1:
             height = isqrt(width)
@@ -174,7 +176,7 @@ def puzzle_name_of(text: str) -> str:
                 raise DataError(f"puzzle: a maze of {width} cells in one line is not square")
             width = height
         return f"maze-{height}x{width}"
-    num = len("".join(_rows(text, spaces=False)))
+    num = len("".join(_rows(text, "")))
     sides = {side * side: side for side in BOXES}
     if num not in sides:
         raise DataError(
@@ -190,14 +192,13 @@ def parse(puzzle: Puzzle, text: str) -> list[int]:
     Raises:
         DataError: on a wrong length, also of one row, or an unknown symbol.
     """
-    spaces = " " in puzzle.alphabet
-    rows = _rows(text, spaces)
+    rows = _rows(text, puzzle.alphabet)
     if len(rows) > 1:
         for number, row in enumerate(rows, start=1):
             if len(row) != puzzle.width:
                 raise DataError(
                     f"puzzle: row {number} has {len(row)} cells, expected {puzzle.width}"
-                    + ("; write open cells at its end as '.'" if spaces else "")
+                    + ("; write open cells at its end as '.'" if " " in puzzle.alphabet else "")
                 )
     try:
         return puzzle.parse("\n".join(rows))
@@ -205,22 +206,25 @@ def parse(puzzle: Puzzle, text: str) -> list[int]:
         raise DataError(f"puzzle: {error}") from error
 
 
-def _rows(text: str, spaces: bool) -> list[str]:
+def _rows(text: str, alphabet: str) -> list[str]:
     """Return the lines of a grid without what is only drawn around it.
 
     Args:
         text: of the puzzle.
-        spaces: whether a space is a cell; then "." is one too.
+        alphabet: characters that are cells; if a space is one, a "." stands for it too.
 
     Raises:
         DataError: nothing is left, or too much.
     """
     if len(text) > MAX_CHARACTERS:
         raise DataError(f"puzzle: more than {MAX_CHARACTERS:,} characters")
-    if spaces:
-        lines = text.strip("\r\n").replace(".", " ").splitlines()
+    if " " in alphabet:
+        text = text if "." in alphabet else text.replace(".", " ")
+        lines = text.strip("\r\n").splitlines()
     else:
-        lines = ["".join(c for c in s if not (c.isspace() or c in DRAWN)) for s in text.split("\n")]
+        for sign in set(DRAWN) - set(alphabet):
+            text = text.replace(sign, " ")
+        lines = ["".join(line.split()) for line in text.split("\n")]
         lines = [line for line in lines if line]
     if not lines:
         raise DataError("puzzle: it is empty")
@@ -258,8 +262,10 @@ def read_puzzle(argument: str) -> str:
     """
     try:
         if argument == "-":
-            return sys.stdin.read(MAX_CHARACTERS + 1)
-        if _is_file(argument):
+            return sys.stdin.read(MAX_CHARACTERS + 1).removeprefix("\ufeff")
+        if exists(argument, Path.is_dir):
+            raise DataError(f"{argument}: is a folder; name a file in it")
+        if exists(argument, Path.is_file):
             with open(argument, encoding="utf-8-sig") as file:
                 return file.read(MAX_CHARACTERS + 1)
     except (OSError, ValueError) as error:
@@ -267,10 +273,3 @@ def read_puzzle(argument: str) -> str:
     if "/" in argument or Path(argument).suffix in (".txt", ".csv", ".json", ".sdk"):
         raise DataError(f"{argument[:200]}: no such file; give a puzzle, a file, or - for stdin")
     return argument
-
-
-def _is_file(argument: str) -> bool:
-    try:
-        return Path(argument).is_file()
-    except (OSError, ValueError):  # too long for a name, or not a name at all
-        return False
