@@ -86,28 +86,37 @@ def parse(argv: Sequence[str], presets: Presets[Config], about: str) -> tuple[st
         CheckpointError: on a folder that cannot be resumed.
     """
     argv = [*argv]
-    default = next(iter(presets))
     if argv and argv[0].startswith("--resume="):
         argv = [*argv[0].split("=", 1), *argv[1:]]
     if "--resume" in argv:
-        if argv in (["--resume"], ["--resume", ""]):
-            raise ConfigError("--resume FOLDER: give the folder of a run, as in --resume runs/NAME")
-        whole = len(argv) == 2 or (len(argv) == 4 and argv[2] == "--puzzle")
-        if argv[0] != "--resume" or not whole:
-            raise ConfigError("--resume FOLDER takes no other options: the folder knows them")
-        folder = Path(argv[1])
-        try:
-            saved = json.loads(read_bounded(folder / "config.json", MAX_CONFIG_BYTES))
-            _check_own_puzzle(folder, saved.get("puzzle"), argv[3:])
-            name = saved.pop("preset")
-            kind: Any = type(presets[name][1])
-            config = kind.from_dict(saved)
-        except UNREADABLE as error:
-            raise CheckpointError(
-                f"{folder}: no run to resume ({error}); give a run folder with config.json"
-            ) from error
-        return name, dataclasses.replace(config, output_dir=folder), True
-    name = argv[0] if argv and not argv[0].startswith("-") else default
+        return *_resumed(argv, presets), True
+    return *_chosen(argv, presets, about), False
+
+
+def _resumed(argv: list[str], presets: Presets[Config]) -> tuple[str, Config]:
+    """Return preset name and configuration of --resume FOLDER [--puzzle NAME]."""
+    if argv in (["--resume"], ["--resume", ""]):
+        raise ConfigError("--resume FOLDER: give the folder of a run, as in --resume runs/NAME")
+    whole = len(argv) == 2 or (len(argv) == 4 and argv[2] == "--puzzle")
+    if argv[0] != "--resume" or not whole:
+        raise ConfigError("--resume FOLDER takes no other options: the folder knows them")
+    folder = Path(argv[1])
+    try:
+        saved = json.loads(read_bounded(folder / "config.json", MAX_CONFIG_BYTES))
+        _check_own_puzzle(folder, saved.get("puzzle"), argv[3:])
+        name = saved.pop("preset")
+        kind: Any = type(presets[name][1])
+        config = kind.from_dict(saved)
+    except UNREADABLE as error:
+        raise CheckpointError(
+            f"{folder}: no run to resume ({error}); give a run folder with config.json"
+        ) from error
+    return name, dataclasses.replace(config, output_dir=folder)
+
+
+def _chosen(argv: list[str], presets: Presets[Config], about: str) -> tuple[str, Config]:
+    """Return preset name and configuration of [PRESET] [options]."""
+    name = argv[0] if argv and not argv[0].startswith("-") else next(iter(presets))
     if name not in presets:
         close = difflib.get_close_matches(name, presets, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
@@ -116,7 +125,7 @@ def parse(argv: Sequence[str], presets: Presets[Config], about: str) -> tuple[st
     described = "\n".join(f"  {key}: {text}" for key, (text, _) in presets.items())
     about = f"{about}\nPresets (first argument):\n{described}"
     try:
-        return name, read_options(presets[name][1], options, about), False
+        return name, read_options(presets[name][1], options, about)
     except ConfigError as error:
         unknown = re.match(r"Unrecognized options: ([^;]*)", str(error))
         late = [word for word in unknown[1].split(", ") if word in presets] if unknown else []
