@@ -12,7 +12,7 @@ import torch
 from latent_reason.config import ReasonerConfig
 from latent_reason.controls import AnswerLM
 from latent_reason.evaluation import Evaluator, trace
-from latent_reason.experiment import Run
+from latent_reason.experiment import UNLIKE, Run
 from latent_reason.latent_reasoner import LatentReasoner
 from latent_reason.run_frame import facts_of, one_pass
 from latent_reason.train_config import TrainConfig
@@ -85,7 +85,7 @@ def evaluate_reasoner(run: Run, model: LatentReasoner, trainer: Trainer) -> None
     slots = run.evaluator("test").by_slots(model, trained)
     for name in ("shuffled slots", "mean slots", "no slots"):
         run.add(f"latent reasoner, {name}", run.task, "test", trained, slots[name])
-    for split in [*run.data][3:]:
+    for split in (split for split in UNLIKE if split in run.data):
         grown = model.with_num_slots(run.datasets[split].labels.shape[1])
         counters = run.evaluator(split).by_refinement_steps(grown, [trained, 2 * trained])
         for step, counter in counters.items():

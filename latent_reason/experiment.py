@@ -26,6 +26,9 @@ from latent_reason.llm import FrozenLLM
 from latent_reason.run_frame import RunFrame
 from latent_reason.run_options import FrameConfig
 
+UNLIKE = ("wording", "longer")
+"""Splits of a generated task that training is not like."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(FrameConfig):
@@ -75,7 +78,7 @@ def load_examples(config: RunConfig, say: Callable[[str], None]) -> dict[str, li
     if config.train_data is None or config.test_data is None:
         task = find_task(config.task)
         sizes = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
-        sizes |= {"wording": config.num_test, "longer": config.num_test}
+        sizes |= dict.fromkeys(UNLIKE, config.num_test)
         if config.model.reasoner.mixer == "mlp":
             del sizes["longer"]  # its answers may need more slots than such a net is made for
         return {split: task.generate(split, num, config.train.seed) for split, num in sizes.items()}
@@ -133,7 +136,7 @@ class Run(RunFrame[RunConfig]):
         train = self.dataset("train", wanted, files)
         self.num_slots = train.labels.shape[1]
         self.datasets = {"train": train}
-        for split in [*self.examples][1:]:
+        for split in (split for split in self.examples if split != "train"):
             wanted = None if split == "longer" else self.num_slots
             self.datasets[split] = self.dataset(split, wanted, files)
         self.task = config.train_data.stem if config.train_data else config.task
