@@ -328,7 +328,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
 
 def test_a_run_from_the_command_line(whole: Path, tmp_path: Path) -> None:
     folder, lines = run_by_itself(recipe, tmp_path, tiny("--augment"))
-    assert lines[1] == "puzzles of sudoku-4x4: train 24, val 6, test 7"
+    assert lines[1:3] == [
+        "making puzzles of sudoku-4x4",
+        "puzzles of sudoku-4x4: train 24, val 6, test 7",
+    ]
     assert_same_results(folder, whole, *WEIGHTS)
 
 
@@ -553,7 +556,7 @@ def test_compiling_on_a_cpu_needs_a_compiler(tmp_path: Path) -> None:
         os.environ["CXX"] = "no-such-compiler"
 
     done = run_here(tmp_path, tiny("--train.compile", *OUTPUT), no_compiler)
-    assert_refused(done, "train.compile", "compiler no-such-compiler", "--train.no-compile")
+    assert_refused(done, "compile: there is no C++", "compiler no-such-compiler", "--train.no-compile")
     assert not (tmp_path / "run").exists()
 
 
