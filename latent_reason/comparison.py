@@ -99,8 +99,8 @@ def run_controls(run: Run, reasoner: Trainer) -> None:
     """Train the controls on the same data, each for as many seconds as the reasoner.
 
     LoRA and pause slots run the base in their training, so the time in which it read the training
-    prompts for the reasoner is theirs too. Their steps are slow: their warm-up is
-    short.
+    prompts for the reasoner is theirs too. Their steps are slow, so their
+    warm-up is short.
     """
     seconds, size = reasoner.seconds, sum(p.numel() for p in reasoner.trainable)
     once, train = one_pass(run.config.model.reasoner, run.config.train, seconds)

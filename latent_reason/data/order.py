@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 LARGEST = 2**63 - 1
-
-
 REMEMBERED = 2**26
 """Bytes of orders to keep for each size of dataset: batch rows that halt early run ahead of the
 others by many epochs of a small one."""
