@@ -62,7 +62,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="draw or generate the puzzles with this seed")
     parser.add_argument("--weights", choices=("all", "averaged", "raw"), default="all")
     parser.add_argument("--batch-size", type=int, metavar="N", help="default 256, 16 for ARC")
-    parser.add_argument("--bf16", action="store_true", help="compute in bf16")
+    parser.add_argument(
+        "--bf16", action="store_true", help="compute in bf16; CPUs without AMX are slow at it"
+    )
     parser.add_argument(
         "--compile", action="store_true", help="a minute at the start, then about twice as fast"
     )

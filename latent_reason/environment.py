@@ -91,11 +91,16 @@ def commit() -> str:
     return head.stdout.strip()[:12] + ("+changes" if status.stdout.strip() else "")
 
 
+def has_amx() -> bool:
+    """Say whether the CPU multiplies matrices in bf16 (AMX) rather than emulating it."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
 def hardware() -> str:
     """Describe the device in a few words."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    amx = ", AMX" if torch.cpu._is_amx_tile_supported() else ""
+    amx = ", AMX" if has_amx() else ""
     return (
         f"{os.cpu_count()} CPU cores ({platform.machine()}{amx}), {torch.get_num_threads()} threads"
     )

@@ -100,8 +100,8 @@ class TrainConfig(JsonConfig):
     through_base_from: float = 1.0
     """Share of training after which writer soft also learns through the frozen base (text only)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on CUDA, fp32 on CPU, where bf16 gains only with compile
-    and width (RESULTS.md)."""
+    """auto: bf16 on CUDA devices that have it and, compiled, on CPUs with AMX; others emulate it,
+    many times slower than fp32."""
     compile: bool = False
     """Compile the training step with torch.compile: a minute at the start, then two to three
     times as fast; needs a C++ compiler on CPU."""

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from latent_reason.checkpoint import latest_checkpoint, rotate_checkpoints, save_checkpoint
 from latent_reason.config import flatten
+from latent_reason.environment import has_amx
 from latent_reason.errors import CheckpointError, ConfigError, NonFiniteError
 from latent_reason.halting import Carry, minimum_steps, refill, should_halt
 from latent_reason.optim import (
@@ -71,10 +72,12 @@ def local_batch_size(config: TrainConfig, num_processes: int) -> int:
 
 
 def use_bf16(config: TrainConfig, device: torch.device) -> bool:
-    """Say whether to compute in bf16; "auto" takes it on CUDA devices that have it."""
-    if config.precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return config.precision == "bf16"
+    """Say whether to compute in bf16; "auto" takes it where it is faster."""
+    if config.precision != "auto":
+        return config.precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and config.compile and has_amx()
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:

@@ -98,7 +98,6 @@ def sudoku_hard(max_steps: int) -> PuzzleRunConfig:
         cycles_curriculum=(0.0, 0.3),
         adamw_eps=1e-5,
         ema_decay=0.999,
-        precision="bf16",
         compile=True,
         log_every=100,
         eval_every=2000,
@@ -195,7 +194,6 @@ def extreme_fast(max_steps: int, batch_size: int, num_chains: int = 1) -> Puzzle
         cooldown=1.0,
         cycles_curriculum=(0.0, 0.6),
         halt=HaltConfig(halt_max_steps=16, halt_exploration_prob=0.1),
-        precision="bf16",
         compile=True,
     )
     return extreme(PuzzleModelConfig(reasoner=reasoner, num_chains=num_chains), train)

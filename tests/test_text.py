@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from latent_reason.data import Example
 from latent_reason.data.text import TextDataset, encode_answer
@@ -22,6 +24,19 @@ def test_an_answer_begins_with_a_space_and_ends_with_the_end_token(tokenizer):
     ids = encode_answer(tokenizer, "1 ab")
     assert ids[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(ids[:-1]) == " 1 ab"
+
+
+def test_a_tokenizer_with_a_space_before_every_text_gives_an_answer_one_space_only():
+    pieces = {piece: index for index, piece in enumerate(["<|end|>", "\u2581", ":", "1", "2"])}
+    model = Tokenizer(models.BPE(vocab=pieces, merges=[]))
+    model.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    model.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<|end|>")
+    assert len(tokenizer(" 1")["input_ids"]) == 3
+    ids = encode_answer(tokenizer, "1 2")
+    assert tokenizer.convert_ids_to_tokens(ids) == ["\u2581", "1", "\u2581", "2", "<|end|>"]
 
 
 @pytest.mark.parametrize("answer", ["1 €", "Y", "a\u00df"])

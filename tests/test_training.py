@@ -531,7 +531,10 @@ def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     assert use_bf16(TrainConfig(precision="bf16"), cpu)
     assert not use_bf16(TrainConfig(precision="fp32"), cpu)
-    assert not use_bf16(TrainConfig(precision="auto"), cpu)
+    for amx in (True, False):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda amx=amx: {"amx_bf16": amx})
+        assert use_bf16(TrainConfig(precision="auto", compile=True), cpu) == amx
+        assert not use_bf16(TrainConfig(precision="auto"), cpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     assert use_bf16(TrainConfig(precision="auto"), torch.device("cuda"))
     assert not use_bf16(TrainConfig(precision="fp32"), torch.device("cuda"))

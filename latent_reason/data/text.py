@@ -17,12 +17,17 @@ from latent_reason.prompts import pad, pad_prompts
 
 
 def encode_answer(tokenizer: Tokenizer, answer: str) -> list[int]:
-    """Return the tokens of " answer" and the end token.
+    """Return the tokens of " answer", as it stands after other text, and the end token.
 
     Raises:
         DataError: if the tokenizer loses characters of the answer.
     """
-    ids = tokenizer(" " + answer, add_special_tokens=False)["input_ids"]
+    before, whole, ids = (
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in (":", f": {answer}", f" {answer}")
+    )
+    if whole[: len(before)] == before:  # SentencePiece puts a space of its own before every text
+        ids = whole[len(before) :]
     back = str(tokenizer.decode(ids, skip_special_tokens=True))
     if back.split() != answer.split():
         raise DataError(
