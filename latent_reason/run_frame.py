@@ -29,7 +29,7 @@ from latent_reason.errors import ConfigError
 from latent_reason.files import write_json
 from latent_reason.metrics import AccuracyCounter
 from latent_reason.report import format_table, write_report
-from latent_reason.run_lock import RunLock
+from latent_reason.run_lock import run_lock
 from latent_reason.run_options import Config
 from latent_reason.train_config import HaltConfig, TrainConfig
 from latent_reason.training import Trainer, local_batch_size, use_bf16
@@ -97,8 +97,8 @@ class RunFrame(Generic[Config]):
             SystemExit: SIGINT or SIGTERM came outside of the training loop, which handles its own;
                 how to go on is said.
         """
-        lock = RunLock(self.folder) if self.accelerator.is_main_process else None
-        with lock or contextlib.nullcontext():
+        main = self.accelerator.is_main_process
+        with run_lock(self.folder) if main else contextlib.nullcontext():
             numbers = (signal.SIGINT, signal.SIGTERM)
             before = [signal.signal(number, _interrupt) for number in numbers]
             try:

@@ -31,7 +31,7 @@ from latent_reason.data import TASKS
 from latent_reason.data.order import rows_at
 from latent_reason.environment import hardware
 from latent_reason.halting import Carry, empty_carry
-from latent_reason.run_lock import RunLock
+from latent_reason.run_lock import run_lock
 from latent_reason.train_config import HaltConfig, TrainConfig
 from latent_reason.training import Trainer
 
@@ -307,7 +307,7 @@ def pretrain(config: PretrainConfig) -> int:
 def main() -> int:
     """Run the recipe; returns the exit code."""
     config = read_options(PretrainConfig(), sys.argv[1:], __doc__ or "")
-    with RunLock(config.output_dir):
+    with run_lock(config.output_dir):
         return pretrain(config)
 
 

@@ -127,7 +127,6 @@ def assert_two_processes_do_as_one(
     for line, other in zip(lines, others, strict=True):
         assert line == pytest.approx(other, abs=1e-3)
     assert not (run / "states").exists()
-    assert not (run / ".lock").exists()
 
 
 def assert_same_results(folder: Path, expected: Path, *weights: str) -> None:
