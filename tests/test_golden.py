@@ -7,7 +7,7 @@ in or beside the repository; skips without it.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -18,13 +18,20 @@ from tiny_originals import CHOSEN, FILES
 from torch import Tensor
 
 from latent_reason.config import PuzzleModelConfig
-from latent_reason.halting import refill, should_halt
+from latent_reason.halting import Carry, refill, should_halt
 from latent_reason.losses import answer_loss, halt_loss
 from latent_reason.puzzles.model import PuzzleModel, PuzzleOutput
 from latent_reason.puzzles.published_weights import from_published, original_config
 
 CASES = "hrm hrm_learned_pos trm_attention trm_learned_pos trm_mlp trm_no_puzzle_emb".split()
 DATA = ("inputs", "labels", "puzzle_identifiers")
+SAME_ROUNDING = torch.backends.cpu.get_cpu_capability() == "AVX512"
+"""Whether this CPU rounds as that of the reference did.
+
+Any other rounding, even that of float64, is multiplied by the recursion: up to 2e-3 after four
+calls. There each call starts from the states of the reference, and the bound is wider.
+"""
+ATOL = 1e-5 if SAME_ROUNDING else 5e-5
 
 
 @dataclass
@@ -58,7 +65,15 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 def close(ours: Tensor, theirs: Tensor, name: str) -> None:
     theirs = theirs.reshape(ours.shape).to(ours.dtype)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5, msg=lambda m: f"{name}: {m}")
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=ATOL, msg=lambda m: f"{name}: {m}")
+
+
+def compare_states(carry: Carry, expected: dict[str, Tensor]) -> Carry:
+    """Compare the states after a call and return those from which the next one starts."""
+    theirs = {key: expected[key].reshape(carry.z_H.shape).float() for key in ("z_H", "z_L")}
+    close(carry.z_H, theirs["z_H"], "z_H")
+    close(carry.z_L, theirs["z_L"], "z_L")
+    return carry if SAME_ROUNDING else replace(carry, **theirs)
 
 
 def losses_of(output: PuzzleOutput, labels: Tensor) -> dict[str, Tensor]:
@@ -99,8 +114,7 @@ def test_training_calls_are_those_of_the_originals(case: Case) -> None:
         for name in ("logits", "q_halt_logits", "q_continue_logits", "target_q_continue"):
             if name in expected:
                 close(getattr(output, name), expected[name], name)
-        close(carry.z_H, expected["z_H"], "z_H")
-        close(carry.z_L, expected["z_L"], "z_L")
+        carry = compare_states(carry, expected)
         close(output.loss * size, expected["loss_sum"], "loss")
         parts = losses_of(output, carry.data["labels"])
         assert parts.keys() == {k for k in case.group(f"train{index}/metric") if "loss" in k}
@@ -145,6 +159,5 @@ def test_evaluation_calls_are_those_of_the_originals(case: Case) -> None:
         carry.halted = torch.zeros_like(carry.halted)
         for name in ("logits", "q_halt_logits"):
             close(getattr(output, name), expected[name], name)
-        close(carry.z_H, expected["z_H"], "z_H")
-        close(carry.z_L, expected["z_L"], "z_L")
+        carry = compare_states(carry, expected)
         close(output.loss * case.config["batch_size"], expected["loss_sum"], "loss")

@@ -129,7 +129,10 @@ class PuzzleModel(nn.Module):
         max_refinement_steps: int | None = None,
         cycles: tuple[int, int] | None = None,
     ) -> PuzzleOutput:
-        """Run one refinement step.
+        """Run one refinement step, of `num_chains` chains per puzzle.
+
+        The winning chain alone is the answer and trains it; the others go on from its z_H with
+        their own z_L (winner takes all, arXiv 2601.19085).
 
         Args:
             carry: halted batch rows start anew.
@@ -139,21 +142,23 @@ class PuzzleModel(nn.Module):
             max_refinement_steps: most refinement steps of an example, needed to train q_continue.
             cycles: (H_cycles, L_cycles) in place of those of the configuration.
         """
-        if self.config.num_chains > 1:
-            return self._race(carry, inputs, labels, puzzle_identifiers, cycles)
-        carry = reset_halted(carry, self.reasoner.H_init, self.reasoner.L_init)
+        num, chains = len(inputs), self.config.num_chains
+        carry = reset_halted(carry, self.reasoner.H_init, self._chain_starts(carry))
         x = self.embed(inputs, puzzle_identifiers)
         where = self._where(x)
-        z_H, z_L = self.reasoner(x, carry.z_H, carry.z_L, where, cycles)
+        z_H, z_L = (z.reshape(num * chains, *x.shape[1:]) for z in (carry.z_H, carry.z_L))
+        z_H, z_L = self.reasoner(x.repeat_interleave(chains, dim=0), z_H, z_L, where, cycles)
         logits = self.read_out(z_H, inputs.shape[1])
         q_halt_logits, q_continue_logits = self.judge(z_H)
-        carry = carry.after_step(z_H, z_L)
-        stop = self._stops(q_halt_logits, q_continue_logits)
-        output = PuzzleOutput(logits, q_halt_logits, q_continue_logits, carry, stop)
-        if labels is not None:
+        asked = None if labels is None else labels.repeat_interleave(chains, dim=0)
+        won = self._winners(logits, q_halt_logits, asked)
+        carry = carry.after_step(z_H[won].repeat(1, chains, 1), z_L.reshape(num, -1, z_L.shape[-1]))
+        told = logits[won], q_halt_logits[won], q_continue_logits[won]
+        output = PuzzleOutput(*told, carry, self._stops(*told[1:]))
+        if labels is not None and asked is not None:
             output.correct = exactly_right(output.logits, labels)
             loss = answer_loss(output.logits, labels, self.config.loss)
-            loss = loss + 0.5 * halt_loss(q_halt_logits, output.correct)
+            loss = loss + 0.5 * halt_loss(q_halt_logits, exactly_right(logits, asked))
             if self.config.q_continue and self.training:
                 assert max_refinement_steps is not None, "max_refinement_steps"
                 with torch.no_grad():
@@ -167,6 +172,23 @@ class PuzzleModel(nn.Module):
             output.loss = loss
         return output
 
+    def _chain_starts(self, carry: Carry) -> Tensor:
+        """Return the initial z_L (chains * S, D): that of a chain is L_init, turned around."""
+        chains = self.config.num_chains
+        starts = torch.stack([self.reasoner.L_init.roll(chain) for chain in range(chains)])
+        return starts.repeat_interleave(carry.z_L.shape[1] // chains, dim=0)
+
+    def _winners(self, logits: Tensor, q_halt_logits: Tensor, labels: Tensor | None) -> Tensor:
+        """Return the rows (B,) of the best chains among B times as many rows as chains.
+
+        The winner has the lowest loss where labels are given, else the highest q_halt_logits.
+        """
+        chains, scores = self.config.num_chains, q_halt_logits
+        if labels is not None and chains > 1:
+            scores = -answer_losses(logits, labels, self.config.loss)
+        best = scores.view(-1, chains).argmax(dim=1)
+        return best + chains * torch.arange(len(best), device=best.device)
+
     def _stops(self, q_halt_logits: Tensor, q_continue_logits: Tensor) -> Tensor:
         if self.config.q_continue:
             return q_halt_logits > q_continue_logits
@@ -176,47 +198,6 @@ class PuzzleModel(nn.Module):
     def _where(self, x: Tensor) -> Positions:
         ids = torch.arange(x.shape[1], device=x.device)[None]
         return Positions(self.config.reasoner, ids, groups=self.groups)
-
-    def _race(
-        self,
-        carry: Carry,
-        inputs: Tensor,
-        labels: Tensor | None,
-        puzzle_identifiers: Tensor | None,
-        cycles: tuple[int, int] | None,
-    ) -> PuzzleOutput:
-        """Run one refinement step of `num_chains` chains per puzzle; the winner takes all.
-
-        The winner has the lowest loss where labels are given, else the highest q_halt_logits. It
-        alone trains the answer, and the others go on from its z_H with their own z_L. A chain
-        starts from a z_L of its own: L_init, turned around.
-        """
-        num, chains = len(inputs), self.config.num_chains
-        own = torch.stack([self.reasoner.L_init.roll(chain) for chain in range(chains)])
-        own = own.repeat_interleave(carry.z_L.shape[1] // chains, dim=0)
-        carry = reset_halted(carry, self.reasoner.H_init, own)
-        x = self.embed(inputs, puzzle_identifiers)
-        where = self._where(x)
-        z_H, z_L = (z.reshape(num * chains, *x.shape[1:]) for z in (carry.z_H, carry.z_L))
-        z_H, z_L = self.reasoner(x.repeat_interleave(chains, dim=0), z_H, z_L, where, cycles)
-        logits = self.read_out(z_H, inputs.shape[1])
-        q_halt_logits = self.judge(z_H)[0]
-        repeated = None if labels is None else labels.repeat_interleave(chains, dim=0)
-        scores = q_halt_logits
-        if repeated is not None:
-            scores = -answer_losses(logits, repeated, self.config.loss)
-        best = scores.view(num, chains).argmax(dim=1)
-        rows = best + chains * torch.arange(num, device=best.device)
-        after = carry.after_step(
-            z_H[rows].repeat(1, chains, 1), z_L.reshape(num, -1, z_L.shape[-1])
-        )
-        won = q_halt_logits[rows]
-        output = PuzzleOutput(logits[rows], won, won, after, self._stops(won, won))
-        if labels is not None and repeated is not None:
-            output.correct = exactly_right(output.logits, labels)
-            loss = answer_loss(output.logits, labels, self.config.loss)
-            output.loss = loss + 0.5 * halt_loss(q_halt_logits, exactly_right(logits, repeated))
-        return output
 
     def read_out(self, z_H: Tensor, num_cells: int) -> Tensor:
         """Return the logits (B, S, V) fp32 of an answer state."""
