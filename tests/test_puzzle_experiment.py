@@ -337,8 +337,9 @@ def test_a_run_from_the_command_line(whole: Path, tmp_path: Path) -> None:
 
 def test_the_run_folder_is_complete(whole: Path) -> None:
     names = {path.name for path in whole.iterdir()}
-    files = {"config.json", "environment.json", "metrics.jsonl", "perf.jsonl", "results.json"}
-    assert names == files | {"samples.json", "report.html", "checkpoints", "model"}
+    files = {".lock", "config.json", "environment.json", "metrics.jsonl", "perf.jsonl"}
+    files |= {"results.json", "samples.json", "report.html"}
+    assert names == files | {"checkpoints", "model"}
     lines = read_lines(whole / "metrics.jsonl")
     assert [line["step"] for line in lines] == [4, 6, 8, 12, 12]
     evaluated = [line for line in lines if "val/exact_accuracy" in line]

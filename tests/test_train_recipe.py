@@ -90,9 +90,9 @@ def test_a_run_from_the_command_line(base: str, whole: Path, tmp_path: Path) -> 
 
 def test_the_run_folder_is_complete(whole: Path) -> None:
     names = {path.name for path in whole.iterdir()}
-    files = {"config.json", "environment.json", "metrics.jsonl", "perf.jsonl", "results.json"}
-    others = {"samples.json", "report.html", "read_seconds.json", "checkpoints", "adapter"}
-    assert names == files | others
+    files = {".lock", "config.json", "environment.json", "metrics.jsonl", "perf.jsonl"}
+    files |= {"results.json", "samples.json", "report.html", "read_seconds.json"}
+    assert names == files | {"checkpoints", "adapter"}
     checkpoints = {path.name for path in (whole / "checkpoints").iterdir()}
     assert {"step-00000006", "step-00000012"} == checkpoints
     steps = [line["step"] for line in read_lines(whole / "metrics.jsonl")]
