@@ -23,7 +23,7 @@ from latent_reason.errors import ConfigError
 from latent_reason.evaluation import Evaluator
 from latent_reason.files import write_json
 from latent_reason.latent_reasoner import LatentReasoner
-from latent_reason.report import format_table
+from latent_reason.results import format_table
 
 
 def main() -> int:

@@ -36,7 +36,7 @@ from latent_reason.puzzles.arc_voting import collect_votes, default_votes, pass_
 from latent_reason.puzzles.evaluation import PuzzleEvaluator
 from latent_reason.puzzles.folder import SavedPuzzleModel, load_puzzle_model
 from latent_reason.puzzles.model import PuzzleModel
-from latent_reason.report import format_table
+from latent_reason.results import format_table
 
 NUM_GENERATED = 1000
 BATCH_SIZE = 256

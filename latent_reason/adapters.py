@@ -123,10 +123,8 @@ def soft_tokens(vectors: Tensor, norm: float) -> Tensor:
     return F.normalize(vectors.float(), dim=-1) * norm
 
 
-def nearest_token_logits(
-    vectors: Tensor, embedding: Tensor, norms: Tensor, scale: float = 20.0
-) -> Tensor:
-    """Read vectors as tokens: `scale` times the cosine to each row of the table.
+def nearest_token_logits(vectors: Tensor, embedding: Tensor, norms: Tensor) -> Tensor:
+    """Read vectors as tokens: 20 times the cosine to each row of the table.
 
     The gradient makes its own copy of the table in the precision of the computation; one kept for
     each refinement step would fill the memory.
@@ -135,14 +133,13 @@ def nearest_token_logits(
         vectors: (B, K, E).
         embedding: the table (V, E).
         norms: (V,), of its rows.
-        scale: of the cosines.
 
     Returns:
         Logits (B, K, V).
     """
     keep = {"use_reentrant": False, "preserve_rng_state": False}
-    return checkpoint(_scaled_cosines, vectors, embedding, norms, scale, **keep)
+    return checkpoint(_scaled_cosines, vectors, embedding, norms, **keep)
 
 
-def _scaled_cosines(vectors: Tensor, embedding: Tensor, norms: Tensor, scale: float) -> Tensor:
-    return scale * F.normalize(vectors.float(), dim=-1) @ embedding.float().T / norms
+def _scaled_cosines(vectors: Tensor, embedding: Tensor, norms: Tensor) -> Tensor:
+    return 20.0 * F.normalize(vectors.float(), dim=-1) @ embedding.float().T / norms

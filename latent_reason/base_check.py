@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from latent_reason.errors import ConfigError
+from latent_reason.errors import ConfigError, first_line
 from latent_reason.llm import FrozenLLM
-from latent_reason.loading import first_line
 from latent_reason.prompts import PromptStates
 
 FAILURES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)

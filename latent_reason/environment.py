@@ -50,9 +50,13 @@ def check_world(accelerator: Accelerator) -> None:
         ConfigError: naming the number asked for, the number formed and a command that works.
     """
     asked = int(os.environ.get("WORLD_SIZE", "1"))
-    parent = psutil.Process().parent()
-    words = parent.cmdline() if parent is not None else []
-    if any("accelerate" in word for word in words[:3]):
+    try:
+        parent = psutil.Process().parent()
+        words = parent.cmdline() if parent is not None else []
+    except psutil.Error:  # it is gone, or another user's
+        words = []
+    names = [Path(word).name for word in words[:3]]
+    if any(re.fullmatch(r"accelerate(-launch|\.commands\..*)?", name) for name in names):
         asked = max(asked, _asked_of_accelerate(" ".join(words)))
     formed = accelerator.num_processes
     if formed != asked:
@@ -79,16 +83,18 @@ def commit() -> str:
     """Return the git commit of the code, with "+changes" if the tree differs, or "unknown"."""
     folder = Path(__file__).parent
     git = ["git", "-C", str(folder)]
+    # An installed package may lie within somebody else's repository.
+    calls = ["ls-files --error-unmatch .", "rev-parse HEAD", "status --porcelain -uno"]
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        status = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True
-        )
+        done = [
+            subprocess.run([*git, *call.split()], capture_output=True, text=True) for call in calls
+        ]
     except OSError:
         return "unknown"
-    if head.returncode:
+    if any(process.returncode for process in done):
         return "unknown"
-    return head.stdout.strip()[:12] + ("+changes" if status.stdout.strip() else "")
+    _, head, status = (process.stdout.strip() for process in done)
+    return head[:12] + ("+changes" if status else "")
 
 
 def has_amx() -> bool:

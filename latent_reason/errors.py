@@ -25,3 +25,8 @@ class CheckpointError(UserError):
 
 class NonFiniteError(UserError, RuntimeError):
     """The loss or a gradient became NaN or infinite; no parameter was changed by that step."""
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says in its first line, its type if nothing, for a message of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -92,7 +92,7 @@ class LatentReasoner(nn.Module):
                 "the reasoner has mixer 'mlp'"
             )
         config = replace(self.config, num_slots=num_slots)
-        model = LatentReasoner(self.llm, config).to(self.core.q_head.weight.device)
+        model = LatentReasoner(self.llm, config)
         model.core.load_state_dict(self.core.state_dict())
         return model.eval()
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from latent_reason.errors import ConfigError
+from latent_reason.errors import ConfigError, first_line
 
 EMBEDDED = "embedded"
 """Name of the base shipped with this package, the same on every machine."""
@@ -22,11 +22,6 @@ WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "subfold
 def embedded_base() -> str:
     """Return the folder of the small causal LM shipped with this package."""
     return str(Path(__file__).parent / "embedded")
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says, for a message of one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def load_base(name: str, **kwargs: Any) -> tuple[Any, Tokenizer, str]:

@@ -29,8 +29,8 @@ CARD = "README.md"
 MAX_CONFIG_BYTES = 2**20
 FORMAT_PREFIX = "latent_reason "
 """Every "format" in a config.json of this library begins so."""
-LEFT_OVER = "raw.safetensors"
-"""Weights that an earlier save may have written and a later one removes."""
+RAW_WEIGHTS, TASKS, IDENTIFIERS = "raw.safetensors", "tasks.json", "identifiers.json"
+"""Files that one save may write and a later one without them removes."""
 
 
 def write_model_folder(
@@ -38,6 +38,7 @@ def write_model_folder(
     weights: Mapping[str, Mapping[str, Tensor]],
     config: Mapping[str, Any],
     card: str,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model folder; one that is there already is replaced, its other files are kept.
 
@@ -48,6 +49,7 @@ def write_model_folder(
         weights: file name -> tensor name -> tensor of any device and strides.
         config: JSON values; "format" begins with `FORMAT_PREFIX`.
         card: Markdown.
+        more: JSON values of `TASKS` or `IDENTIFIERS`.
 
     Raises:
         CheckpointError: files of the same names there are not of this library, or the disk is
@@ -57,7 +59,7 @@ def write_model_folder(
     temp, old = (folder.with_name(f".{kind}-{folder.name}") for kind in ("tmp", "old"))
     if os.path.ismount(folder):
         temp = folder / ".tmp"
-    own = {*weights, CONFIG, CARD, LEFT_OVER}
+    own = {*weights, CONFIG, CARD, RAW_WEIGHTS, TASKS, IDENTIFIERS}
     try:
         if folder.exists() and not folder.is_dir():
             raise OSError("a file of this name is in the way")
@@ -72,8 +74,9 @@ def write_model_folder(
             # The library makes files that only their owner can read; follow the user's umask.
             (temp / name).chmod(temp.stat().st_mode & 0o666)
         (temp / CARD).write_text(card.rstrip() + "\n", encoding="utf-8")
-        text = json.dumps(config, indent=2, allow_nan=False)
-        (temp / CONFIG).write_text(text + "\n", encoding="utf-8")
+        for name, values in {CONFIG: config, **(more or {})}.items():
+            text = json.dumps(values, indent=2, allow_nan=False)
+            (temp / name).write_text(text + "\n", encoding="utf-8")
         if temp.parent == folder:
             _move_files(temp, folder, own)
         elif folder.exists():

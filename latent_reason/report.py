@@ -28,7 +28,6 @@ from latent_reason.results import (
     NUM_TEXT_COLUMNS,
     Row,
     clean_text,
-    format_table,
     is_number,
     load_results,
     plain_text,
@@ -39,8 +38,6 @@ from latent_reason.results import (
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = ["format_table", "load_results", "plot_depth_sweep", "write_report"]
 
 # Readable on a light and on a dark page.
 COLORS = ("#3b82c4", "#e07b39", "#2f9e77", "#c2559d", "#8f7f22", "#7a6bd1", "#c94f4f", "#5f7f8c")

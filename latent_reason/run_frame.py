@@ -28,7 +28,8 @@ from latent_reason.environment import (
 from latent_reason.errors import ConfigError
 from latent_reason.files import write_json
 from latent_reason.metrics import AccuracyCounter
-from latent_reason.report import format_table, write_report
+from latent_reason.report import write_report
+from latent_reason.results import format_table
 from latent_reason.run_lock import run_lock
 from latent_reason.run_options import Config
 from latent_reason.train_config import HaltConfig, TrainConfig

@@ -8,7 +8,6 @@ process with batch 8 does exactly what two with batch 4 do.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -225,9 +224,9 @@ class Trainer:
         self.log.add(output, batch["labels"], factor * config.learning_rate, limit)
 
     def _update(self, loss: Tensor) -> None:
-        """Clip, check on all ranks, step the optimizer and the moving average."""
-        limit = self.config.grad_clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(list(self.trainable), limit)
+        """Check on all ranks, clip, step the optimizer and the moving average."""
+        dense = [p for p in self.trainable if p.grad is not None]
+        norm = dense_norm = nn.utils.get_total_norm([cast(Tensor, p.grad) for p in dense])
         for table in self.tables:
             if table.grad is not None:
                 norm = norm + table.grad._values().abs().sum()
@@ -244,6 +243,8 @@ class Trainer:
                 f"{loss.item()}, {what} is not finite; nothing was updated; start again with a "
                 "lower learning_rate or precision fp32"
             )
+        if self.config.grad_clip is not None:
+            nn.utils.clip_grads_with_norm_(dense, self.config.grad_clip, dense_norm)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -39,7 +39,6 @@ def preset(
     hidden_size: int = 96,
     max_steps: int = 2400,
     halt_max_steps: int = 16,
-    curriculum: tuple[float, float] | None = (0.15, 0.65),
     **changes: Any,
 ) -> RunConfig:
     """Return the recipe that the presets share: one net evaluation per update, curriculum."""
@@ -48,7 +47,7 @@ def preset(
         reasoner=reasoner, writer=writer, num_slots=0, read_layers=("embedding", "last")
     )
     halt = HaltConfig(
-        halt_max_steps=halt_max_steps, halt_exploration_prob=0.5, curriculum=curriculum
+        halt_max_steps=halt_max_steps, halt_exploration_prob=0.5, curriculum=(0.15, 0.65)
     )
     train = TrainConfig(max_steps=max_steps, learning_rate=1e-3, halt=halt)
     run = RunConfig(task=task, model=model, train=train)

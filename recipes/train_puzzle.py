@@ -131,13 +131,13 @@ def published(
     )
 
 
-def published_trm(puzzle_emb_len: int = 16, **reasoner: Any) -> PuzzleModelConfig:
+def published_trm(**reasoner: Any) -> PuzzleModelConfig:
     """Return the net of the TRM paper (arXiv 2510.04871)."""
     sizes: dict[str, Any] = {"hidden_size": 512, "num_heads": 8, "residual_init": "normal"}
     return PuzzleModelConfig(
         reasoner=ReasonerConfig(**(sizes | reasoner)),
         puzzle_emb_size=512,
-        puzzle_emb_len=puzzle_emb_len,
+        puzzle_emb_len=16,
         loss="stablemax",
     )
 

@@ -29,9 +29,11 @@ from latent_reason.__main__ import main
 from latent_reason.data.arc import ArcDataset
 from latent_reason.data.arc_files import ArcPair
 from latent_reason.errors import CheckpointError, ConfigError, DataError
+from latent_reason.files import write_json
+from latent_reason.model_folder import TASKS
 from latent_reason.puzzles.arc_experiment import ArcRun
 from latent_reason.puzzles.arc_solving import ArcSolution, solve_arc
-from latent_reason.puzzles.arc_table import ArcTable, known_tasks, read_table, write_table
+from latent_reason.puzzles.arc_table import ArcTable, known_tasks, read_table, table_of
 from latent_reason.puzzles.folder import save_puzzle_model
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -70,7 +72,7 @@ def lines(pair: ArcPair) -> str:
 
 def test_a_task_by_itself_has_the_identifiers_that_it_had_among_all(tmp_path):
     whole = ArcDataset(TRAINING, EVALUATION, 4, seed=3)
-    write_table(tmp_path, whole)
+    write_json(tmp_path / TASKS, table_of(whole))
     for index, task in enumerate(EVALUATION, start=len(TRAINING)):
         alone = known_tasks(tmp_path, replace(CONFIG.model, num_puzzles=NUM_ROWS), [task])
         tests = torch.arange(len(task.test)).repeat_interleave(5)

@@ -128,6 +128,14 @@ def test_a_number_asked_of_accelerate_is_found(
         check_world(Accelerator())
 
 
+def test_a_parent_that_cannot_be_seen_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> Any:
+        raise psutil.AccessDenied
+
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(parent=refuse))
+    check_world(Accelerator())
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -135,6 +143,7 @@ def test_a_number_asked_of_accelerate_is_found(
         ["python", "/bin/accelerate", "launch", "--num_processes", "1", "x.py"],
         ["python", "/bin/accelerate", "launch", "x.py"],
         ["python", "other_launcher.py", "--num_processes", "3"],
+        ["bash", "/home/me/accelerate-runs/go.sh", "--num_processes", "3"],
     ],
 )
 def test_one_process_passes(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
@@ -202,7 +211,11 @@ def not_a_repository(*words: Any, **options: Any) -> Any:
     return SimpleNamespace(returncode=128, stdout="")
 
 
-@pytest.mark.parametrize("git", [no_git, not_a_repository])
+def not_our_repository(words: list[str], **options: Any) -> Any:
+    return SimpleNamespace(returncode=int("ls-files" in words), stdout="a" * 40)
+
+
+@pytest.mark.parametrize("git", [no_git, not_a_repository, not_our_repository])
 def test_without_a_repository_the_commit_is_unknown(
     monkeypatch: pytest.MonkeyPatch, git: Callable[..., Any]
 ) -> None:

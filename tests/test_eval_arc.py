@@ -27,7 +27,6 @@ from torch import Tensor
 from eval import puzzle as script
 from latent_reason.puzzles import arc_voting
 from latent_reason.puzzles.arc_experiment import ArcRun
-from latent_reason.puzzles.arc_table import write_table
 from latent_reason.puzzles.folder import save_puzzle_model
 from latent_reason.puzzles.model import PuzzleModel
 
@@ -42,8 +41,7 @@ WORDS = ("--model", "model", *DATA)
 def arc_run(tmp_path: Path) -> ArcRun:
     """A run on seven tasks, four augmentations each, with the folder `model`."""
     made = make_run(tmp_path)
-    save_puzzle_model(tmp_path / "model", model_of(made), "arc")
-    write_table(tmp_path / "model", made.tasks)
+    save_puzzle_model(tmp_path / "model", model_of(made), "arc", more=made.model_files())
     return made
 
 

@@ -56,6 +56,15 @@ def test_writing_again_keeps_files_of_others(folder: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
+def test_what_a_save_does_not_write_again_is_gone(folder: Path) -> None:
+    config, more = {"format": "latent_reason test 1"}, {"tasks.json": ["a"]}
+    write_model_folder(folder, {}, config, "# one", more)
+    assert json.loads((folder / "tasks.json").read_text()) == ["a"]
+    write_model_folder(folder, {}, config, "# two", {"identifiers.json": ["b"]})
+    assert not (folder / "tasks.json").exists()
+    assert json.loads((folder / "identifiers.json").read_text()) == ["b"]
+
+
 def test_weights_of_others_in_a_folder_of_ours_are_kept(folder: Path) -> None:
     (folder / "mine.safetensors").write_bytes(b"weights")
     write(folder, 1)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import KINDS, make_puzzle_model
 
+from latent_reason.config import PuzzleModelConfig, ReasonerConfig
 from latent_reason.data.kinds import find_puzzle
 from latent_reason.errors import CheckpointError
 from latent_reason.puzzles.folder import load_puzzle_model, save_puzzle_model
@@ -50,6 +51,16 @@ def test_a_model_comes_back_bit_equal(kind: str, tmp_path: Path) -> None:
     )
     assert (saved.puzzle_name, saved.weights, saved.published) == (NAME, ("averaged",), None)
     assert saved.puzzle is not None and saved.puzzle.groups().equal(find_puzzle(NAME).groups())
+
+
+def test_a_shape_with_as_many_cells_has_other_groups(tmp_path: Path) -> None:
+    puzzle, other = find_puzzle("maze-6x6"), find_puzzle("maze-4x9")
+    reasoner = ReasonerConfig(hidden_size=16, num_heads=1, mixer="groups", positions="none")
+    config = PuzzleModelConfig(reasoner=reasoner, vocab_size=puzzle.vocab_size, num_cells=36)
+    save_puzzle_model(tmp_path, PuzzleModel(config, puzzle.groups()), "maze-6x6")
+    saved = load_puzzle_model(tmp_path, puzzle_name="maze-4x9")
+    assert saved.trained_on == "maze-6x6"
+    assert saved.model.groups is not None and saved.model.groups.equal(other.groups())
 
 
 def test_raw_weights_beside_the_averaged_ones(tmp_path: Path) -> None:

@@ -217,6 +217,13 @@ def test_signs_that_are_symbols_are_no_frame() -> None:
     assert solve(".+-.", scripted(Signs(), [("-+-+", 1.0)]), 1).answer == "-+-+"
 
 
+def test_a_drawing_with_spaces_as_cells() -> None:
+    class Spaces(Puzzle):
+        name, height, width, alphabet = "spaces", 2, 2, " ab"
+
+    assert solve("a \n b", scripted(Spaces(), [("ab\nab", 1.0)]), 1).answer == "ab\nab"
+
+
 def test_the_model_by_folder_and_loaded(checkpoints: Path) -> None:
     folder = checkpoints / "sudoku-4x4"
     for model in (folder, str(folder), load_puzzle_model(folder)):

@@ -387,6 +387,14 @@ def test_a_loss_that_is_not_finite_updates_nothing(base: FrozenLLM, tmp_path: Pa
     assert_stops_unchanged(trainer)
 
 
+def test_the_first_gradient_that_is_not_finite_is_named(base: FrozenLLM, tmp_path: Path) -> None:
+    trainer = make_trainer(base, tmp_path)
+    name, parameter = [*trainer.model.core.named_parameters()][-1]
+    parameter.register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(NonFiniteError, match=f"gradient of core.{name} is not finite"):
+        trainer.train_step()
+
+
 def spoil_one_of_two(base: FrozenLLM, folder: Path) -> None:
     trainer = make_trainer(base, folder)
     assert trainer.accelerator.num_processes == 2

@@ -7,7 +7,7 @@ from typing import Any
 
 from latent_reason.data.jsonl import read_jsonl, to_example
 from latent_reason.data.tasks import Example
-from latent_reason.errors import DataError
+from latent_reason.errors import DataError, first_line
 
 
 def load_split(name: str, split: str, hint: str) -> Any:
@@ -22,8 +22,8 @@ def load_split(name: str, split: str, hint: str) -> Any:
     try:
         return load_dataset(name, split=split)
     except (DatasetsError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"{name}: no data set with split {split!r} ({reason}); {hint}") from error
+        what = f"{name}: no data set with split {split!r} ({first_line(error)})"
+        raise DataError(f"{what}; {hint}") from error
 
 
 def read_examples(source: Path, split: str) -> list[Example]:

@@ -51,7 +51,7 @@ class Maze(Puzzle):
         Raises:
             DataError: on another length, an unknown symbol, or not one S and one G.
         """
-        tokens = super().parse("".join(text.splitlines()))
+        tokens = super().parse(text)
         for token in (START, GOAL):
             if (count := tokens.count(token)) != 1:
                 raise DataError(f"{count} cells are {self.alphabet[token - 1]}, expected one")

@@ -21,7 +21,7 @@ import numpy as np
 
 from latent_reason.data.hub import load_split
 from latent_reason.data.puzzles import PAD, Puzzle
-from latent_reason.errors import ConfigError, DataError
+from latent_reason.errors import ConfigError, DataError, first_line
 from latent_reason.files import exists
 
 MAX_ROWS = 10_000_000
@@ -141,7 +141,7 @@ def _csv_chunks(rows: Rows, path: Path, puzzle: Puzzle) -> Iterator[Grids]:
     except FileNotFoundError:
         raise DataError(f"{rows.source}: no such file; {_HINT}") from None
     except (ArrowInvalid, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = first_line(error)
         if ragged := re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", reason):
             line, expected, got = ragged.groups()
             raise DataError(f"{rows.source}:{line}: {got} columns, expected {expected}") from None
@@ -248,7 +248,7 @@ def _load(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; {_HINT}") from None
     except UNREADABLE_ARRAY as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)
         raise DataError(f"{path}: not a .npy file of numbers ({reason})") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
         kind = array.dtype if isinstance(array, np.ndarray) else "an archive"

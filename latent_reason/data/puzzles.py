@@ -99,12 +99,15 @@ class Puzzle:
         raise ConfigError(f"puzzle {self.name}: has no generator; give train_data and test_data")
 
     def parse(self, text: str) -> list[int]:
-        """Return the S tokens of a grid in the alphabet; white space between cells is ignored.
+        """Return the S tokens of a grid in the alphabet.
+
+        White space between cells is ignored; if the alphabet has any, only line ends are.
 
         Raises:
             DataError: on another length or an unknown symbol.
         """
-        cells = "".join(text.split()) if not any(c.isspace() for c in self.alphabet) else text
+        spaces = any(cell.isspace() for cell in self.alphabet)
+        cells = "".join(text.splitlines() if spaces else text.split())
         if len(cells) != self.num_cells:
             raise DataError(
                 f"{len(cells)} cells, expected {self.num_cells} ({self.height} x {self.width})"

@@ -15,7 +15,8 @@ from latent_reason.data.arc_files import ArcTask
 from latent_reason.data.arc_hub import find_arc
 from latent_reason.data.arc_leaks import find_arc_leaks
 from latent_reason.errors import ConfigError, DataError
-from latent_reason.puzzles.arc_table import write_table
+from latent_reason.model_folder import TASKS
+from latent_reason.puzzles.arc_table import table_of
 from latent_reason.puzzles.arc_voting import ArcVotes, collect_votes, pass_rows
 from latent_reason.puzzles.evaluation import PuzzleEvaluator
 from latent_reason.puzzles.experiment import PuzzleRun, PuzzleRunConfig
@@ -167,6 +168,8 @@ class ArcRun(PuzzleRun):
         config, limit = self.config, self.config.train.halt.halt_max_steps
         if self.scored:
             super().evaluate(model, trainer)
+        else:
+            self.choose_confidence(model)
         counter = self.evaluator("val").sweep(model, [limit]).at[limit]
         self.add("reasoner", config.puzzle, "val", limit, counter)
         votes = self.vote(model)
@@ -184,8 +187,6 @@ class ArcRun(PuzzleRun):
         }
         self.rows += pass_rows(votes, "reasoner", config.num_votes, about)
 
-    def write(self, model: PuzzleModel) -> None:
-        """Write what `PuzzleRun` does, and model/tasks.json, by which `solve` finds identifiers."""
-        super().write(model)
-        if self.accelerator.is_main_process:
-            write_table(self.folder / "model", self.tasks)
+    def model_files(self) -> dict[str, Any]:
+        """Return tasks.json, by which `solve` finds identifiers."""
+        return {TASKS: table_of(self.tasks)}

@@ -8,17 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from latent_reason.config import PuzzleModelConfig
 from latent_reason.data.arc import ArcDataset
 from latent_reason.data.arc_files import ArcTask
 from latent_reason.errors import ConfigError
-from latent_reason.files import read_bounded, write_json
-from latent_reason.model_folder import reading
-from latent_reason.puzzles.published_identifiers import IDENTIFIERS, PublishedArc, read_identifiers
+from latent_reason.files import read_bounded
+from latent_reason.model_folder import IDENTIFIERS, TASKS, reading
+from latent_reason.puzzles.published_identifiers import PublishedArc, read_identifiers
 
-TABLE = "tasks.json"
 MAX_BYTES = 4 * 1024**2
 MAX_VOTES = 10_000
 """Without a puzzle table; with one, as many as the augmentations that it was trained with."""
@@ -32,10 +31,10 @@ class ArcTable(NamedTuple):
     seed: int
 
 
-def write_table(folder: Path, dataset: ArcDataset) -> None:
-    """Write tasks.json into the folder of a model trained on a dataset."""
+def table_of(dataset: ArcDataset) -> dict[str, Any]:
+    """Return what tasks.json says of a model trained on a dataset."""
     names = [task.name for task in dataset.tasks]
-    write_json(folder / TABLE, ArcTable(names, dataset.num_augmentations, dataset.seed)._asdict())
+    return ArcTable(names, dataset.num_augmentations, dataset.seed)._asdict()
 
 
 def read_table(folder: Path, num_puzzles: int) -> ArcTable:
@@ -45,17 +44,17 @@ def read_table(folder: Path, num_puzzles: int) -> ArcTable:
         CheckpointError: it is missing, corrupt, or not of a puzzle table of `num_puzzles` rows.
     """
     with reading(folder, "model", "recipes/train_puzzle.py for ARC or by import --identifiers"):
-        saved = json.loads(read_bounded(folder / TABLE, MAX_BYTES))
+        saved = json.loads(read_bounded(folder / TASKS, MAX_BYTES))
         if not isinstance(saved, dict) or saved.keys() != {*ArcTable._fields}:
-            raise ValueError(f"{TABLE}: must be an object of {', '.join(ArcTable._fields)}")
+            raise ValueError(f"{TASKS}: must be an object of {', '.join(ArcTable._fields)}")
         table = ArcTable(**saved)
         names, num, seed = table
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{TABLE}: tasks must be a list of names")
+            raise ValueError(f"{TASKS}: tasks must be a list of names")
         if type(num) is not int or num < 0 or type(seed) is not int or not 0 <= seed < 2**32:
-            raise ValueError(f"{TABLE}: num_augmentations and seed must be whole numbers from 0")
+            raise ValueError(f"{TASKS}: num_augmentations and seed must be whole numbers from 0")
         if len(set(names)) < len(names) or 1 + len(names) * (1 + num) != num_puzzles:
-            raise ValueError(f"{TABLE}: not of a puzzle table of {num_puzzles} rows")
+            raise ValueError(f"{TASKS}: not of a puzzle table of {num_puzzles} rows")
     return table
 
 

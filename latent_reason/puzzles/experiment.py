@@ -56,8 +56,8 @@ class PuzzleRunConfig(FrameConfig):
     below. It falls to zero over the training: from easy to hard."""
     start_from: Path | None = None
     """Folder of a saved puzzle model whose averaged weights training starts from; they stay the
-    best if training makes nothing better on the validation split. Their own training is in no
-    figure of the run, and not in the search for leaks."""
+    best until training makes something as good on the validation split. Their own training is in
+    no figure of the run, and not in the search for leaks."""
     model: PuzzleModelConfig = field(default_factory=PuzzleModelConfig)
     """The network; vocab_size and num_cells are taken from the puzzle."""
 
@@ -263,14 +263,22 @@ class PuzzleRun(RunFrame[PuzzleRunConfig]):
         self.train(trainer, folder)
         return model, trainer
 
-    def evaluate(self, model: PuzzleModel, trainer: Trainer) -> None:
-        """Choose when to halt on val, then add the rows of the trained model on the test split."""
-        config, facts = self.config, facts_of(trainer) | {"num_leaks": self.num_leaks}
-        limit = config.train.halt.halt_max_steps
+    def choose_confidence(self, model: PuzzleModel) -> None:
+        """Choose on val how sure the halting head has to be; Q-learning leaves no choice."""
         if not model.config.q_continue:
+            limit = self.config.train.halt.halt_max_steps
             confidence = self.evaluator("val").choose_confidence(model, limit)
             model.config = dataclasses.replace(model.config, halt_confidence=confidence)
-        steps = sorted({*config.refinement_steps, limit})
+
+    def model_files(self) -> dict[str, Any]:
+        """Return JSON files that the model folder gets besides config.json."""
+        return {}
+
+    def evaluate(self, model: PuzzleModel, trainer: Trainer) -> None:
+        """Choose when to halt on val, then add the rows of the trained model on the test split."""
+        self.choose_confidence(model)
+        config, facts = self.config, facts_of(trainer) | {"num_leaks": self.num_leaks}
+        steps = sorted({*config.refinement_steps, config.train.halt.halt_max_steps})
         facts["halt_confidence"] = model.config.halt_confidence
         fast = cast(PuzzleModel, torch.compile(model)) if config.train.compile else model
         sweep = self.evaluator("test").sweep(fast, steps)
@@ -303,5 +311,6 @@ class PuzzleRun(RunFrame[PuzzleRunConfig]):
         card = model_card(model, self.config.puzzle, f"{about}```\n{table}\n```")
         last = latest_checkpoint(self.folder / "checkpoints")
         raw = None if last is None else last.tensors["model"]
-        save_puzzle_model(self.folder / "model", model, self.config.puzzle, card, raw)
+        folder = self.folder / "model"
+        save_puzzle_model(folder, model, self.config.puzzle, card, raw, more=self.model_files())
         self.say(f"model: {self.folder / 'model'}")

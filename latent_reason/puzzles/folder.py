@@ -21,6 +21,7 @@ from latent_reason.data.own_puzzle import named_puzzle
 from latent_reason.data.puzzles import Puzzle
 from latent_reason.errors import ConfigError
 from latent_reason.model_folder import (
+    RAW_WEIGHTS,
     check_fit,
     read_config,
     reading,
@@ -31,7 +32,7 @@ from latent_reason.puzzles.model import PuzzleModel
 
 FORMAT = "latent_reason puzzle model 1"
 Weights = Literal["averaged", "raw"]
-FILES: dict[Weights, str] = {"averaged": "model.safetensors", "raw": "raw.safetensors"}
+FILES: dict[Weights, str] = {"averaged": "model.safetensors", "raw": RAW_WEIGHTS}
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def save_puzzle_model(
     card: str = "",
     raw: Mapping[str, Tensor] | None = None,
     published: Mapping[str, Any] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Save a model; a kill leaves the folder as it was or whole (see `model_folder.py`).
 
@@ -69,6 +71,7 @@ def save_puzzle_model(
         card: Markdown for README.md; a short default if empty.
         raw: state dict of the weights without averaging, if they are to be kept too.
         published: for `SavedPuzzleModel.published`.
+        more: see `write_model_folder`; what the rows of the puzzle table of an ARC model are.
 
     Raises:
         CheckpointError: files of the same names there are not of this library, or the folder
@@ -80,7 +83,7 @@ def save_puzzle_model(
     config = {"format": FORMAT, "puzzle": puzzle_name, "model": model.config.to_dict()}
     if published is not None:
         config["published"] = {**published}
-    write_model_folder(folder, weights, config, card or model_card(model, puzzle_name))
+    write_model_folder(folder, weights, config, card or model_card(model, puzzle_name), more)
 
 
 def model_card(model: PuzzleModel, puzzle_name: str | None, about: str = "") -> str:
@@ -134,9 +137,9 @@ def load_puzzle_model(
             raise ValueError("config.json: puzzle must be a text, published an object")
         tensors, puzzle, trained_on = load_file(folder / FILES[weights]), known_puzzle(name), None
         if given is not None:
-            if type(given) is type(puzzle) and (fitted := resized(config, given)) != config:
-                config, trained_on = fitted, name
-                tensors["groups"] = given.groups()
+            same_kind = puzzle is not None and type(given) is type(puzzle)
+            if same_kind and (given.height, given.width) != (puzzle.height, puzzle.width):
+                config, trained_on = resized(config, tensors, given), name
             puzzle, name = given, puzzle_name
         if puzzle is not None:
             check_sizes(config, puzzle, name)
@@ -145,11 +148,17 @@ def load_puzzle_model(
     return SavedPuzzleModel(model, name, puzzle, present, published, trained_on)
 
 
-def resized(config: PuzzleModelConfig, puzzle: Puzzle) -> PuzzleModelConfig:
-    """Return the configuration for the size of a puzzle, as it is if weights depend on the size."""
+def resized(
+    config: PuzzleModelConfig, tensors: dict[str, Tensor], puzzle: Puzzle
+) -> PuzzleModelConfig:
+    """Return the configuration for the size of a puzzle, and put its groups into `tensors`.
+
+    Both stay as they are if weights depend on the size.
+    """
     reasoner = config.reasoner
     if reasoner.mixer != "groups" or reasoner.positions == "learned" or config.puzzle_emb_len:
         return config
+    tensors["groups"] = puzzle.groups()
     vocab_size = puzzle.vocab_size if config.symbol_states else config.vocab_size
     return replace(config, num_cells=puzzle.num_cells, vocab_size=vocab_size)
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from latent_reason.errors import CheckpointError
+from latent_reason.errors import CheckpointError, first_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_CONFIG_BYTES = 2**16
@@ -113,7 +113,7 @@ def _load_zip(path: Path) -> Any:
             _check_pickle(archive.read(pickles[0]))
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file makes of the reader
-        reason = str(error).partition("\n")[0][:200]
+        reason = first_line(error)
         raise CheckpointError(
             f"{path}: refused, since it is damaged or holds more than tensors ({reason}); nothing "
             "in it was executed"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from reprlib import repr as shown
@@ -24,8 +23,8 @@ from latent_reason.data.arc_canvas import FLIP_COLUMNS, FLIP_ROWS, TRANSPOSE
 from latent_reason.data.arc_files import NUM_COLOURS, ArcTask
 from latent_reason.errors import CheckpointError
 from latent_reason.files import read_bounded
+from latent_reason.model_folder import IDENTIFIERS
 
-IDENTIFIERS = "identifiers.json"
 MAX_BYTES = 256 * 1024**2
 BLANK, PLAIN = "<blank>", "0123456789"
 FORM = re.compile(
@@ -53,22 +52,6 @@ class Identifiers(NamedTuple):
     rows: dict[str, list[int]]
     dihedral: Tensor
     colours: Tensor
-
-
-def keep_identifiers(folder: str | Path, path: str | Path | None, num_puzzles: int) -> None:
-    """Copy identifiers.json, if there is one, into a model folder, which is made if missing.
-
-    Raises:
-        CheckpointError: it is not usable, see `read_identifiers`, or cannot be written.
-    """
-    if path is None:
-        return
-    read_identifiers(Path(path), num_puzzles)
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, Path(folder) / IDENTIFIERS)
-    except OSError as error:
-        raise CheckpointError(f"cannot write model folder {folder}: {error}") from error
 
 
 def read_identifiers(path: Path, num_puzzles: int) -> Identifiers:

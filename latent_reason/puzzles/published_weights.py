@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from latent_reason.config import PuzzleModelConfig, ReasonerConfig, check
 from latent_reason.data.own_puzzle import named_puzzle
 from latent_reason.errors import CheckpointError
 from latent_reason.files import replacing
-from latent_reason.model_folder import check_fit
+from latent_reason.model_folder import IDENTIFIERS, check_fit
 from latent_reason.puzzles.folder import (
     SavedPuzzleModel,
     Weights,
@@ -26,7 +27,7 @@ from latent_reason.puzzles.folder import (
     skeleton,
 )
 from latent_reason.puzzles.published_files import DTYPES, read_original_config, read_weights
-from latent_reason.puzzles.published_identifiers import keep_identifiers
+from latent_reason.puzzles.published_identifiers import read_identifiers
 
 PREFIX = "_orig_mod.model.inner."
 """Before every name in the originals' checkpoints: torch.compile, the loss head, the model."""
@@ -201,10 +202,13 @@ def import_published(
         model = assemble(config, from_published(weights))
     except (ValueError, TypeError, ZeroDivisionError, CheckpointError) as error:
         raise CheckpointError(f"{source} with {config_file}: {error}") from error
-    keep_identifiers(folder, identifiers, config.num_puzzles)
+    more = None
+    if identifiers is not None:
+        read_identifiers(Path(identifiers), config.num_puzzles)  # or it says what is wrong
+        more = {IDENTIFIERS: json.loads(Path(identifiers).read_bytes())}
     published = {"prefix": prefix, "dtypes": {k: v for k, v in dtypes.items() if v != "float32"}}
     card = model_card(model, puzzle_name, f"Imported from `{source.name}`.")
-    save_puzzle_model(folder, model, puzzle_name, card, published=published)
+    save_puzzle_model(folder, model, puzzle_name, card, published=published, more=more)
 
 
 def export_published(folder: str | Path, target: str | Path, weights: Weights = "averaged") -> None:
