@@ -150,7 +150,7 @@ def test_the_real_model_sees_its_embeddings(arc_run, tmp_path):
     def confidence(rows: slice) -> float:
         torch.nn.init.zeros_(model.puzzle_emb.weight)
         model.puzzle_emb.weight.data[rows] = torch.tensor([3.0, -4.0] * 3)
-        save_puzzle_model(folder, model, "arc")
+        save_puzzle_model(folder, model, "arc", more=arc_run.model_files())
         return solve_arc(path, folder, 1, 0)[0].confidence
 
     own = 1 + 5 * 5  # f is the sixth task
