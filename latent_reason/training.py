@@ -8,6 +8,7 @@ process with batch 8 does exactly what two with batch 4 do.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -79,6 +80,18 @@ def use_bf16(config: TrainConfig, device: torch.device) -> bool:
     return device.type == "cpu" and config.compile and has_amx()
 
 
+def digest_of(data: Data, seed: int) -> str:
+    """Return a short digest of the first examples of the data order, to know the data again by.
+
+    Only of whole numbers: what a base says of a prompt is not the same on all hardware.
+    """
+    digest = hashlib.sha256()
+    for key, value in sorted(data.at(torch.arange(min(len(data), 256)), seed).items()):
+        if not value.is_floating_point():
+            digest.update(key.encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     """Return what a checkpoint must hold of a model: trained parameters, buffers but the base's."""
     tensors = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
@@ -135,6 +148,7 @@ class Trainer:
         self.accelerator, self.data, self.config, self.run_dir = accelerator, data, config, run_dir
         self.evaluate, self.options, self.trained_before = evaluate, options, trained_before
         self.log = Progress(accelerator, config, run_dir, report)
+        self.examples = digest_of(data, config.seed)
         self.model = model.to(accelerator.device)
         tables = sparse_tables(self.model)
         # Their optimizer gathers sparse gradients itself; DDP cannot with every backend. Buffers
@@ -318,7 +332,7 @@ class Trainer:
 
     def _settings(self) -> dict[str, Any]:
         """Return what must not change between a checkpoint and its resumption."""
-        return self.config.to_dict() | {"num_examples": len(self.data)}
+        return self.config.to_dict() | {"num_examples": len(self.data), "examples": self.examples}
 
     def resume(self) -> bool:
         """Continue from the newest valid checkpoint of the run folder.

@@ -30,6 +30,7 @@ from torch import Tensor
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.puzzles.arc_experiment import ArcRun, ArcRunConfig, hold_out
 from latent_reason.puzzles.experiment import PuzzleRunConfig, load_splits
+from latent_reason.puzzles.folder import save_puzzle_model
 from latent_reason.results import load_results
 from recipes import train_puzzle as recipe
 
@@ -182,6 +183,26 @@ def test_tasks_that_leak_are_named(tmp_path, capsys):
     assert "warning: 1 of 2 tasks to evaluate are in train_data" in out and "copy as b" in out
     with pytest.raises(DataError, match="task 'b' is there twice"):
         make_run(tmp_path, [TRAINING[1]])
+
+
+def test_tasks_that_leak_are_left_out(tmp_path, capsys):
+    copy = replace(TRAINING[1], name="copy")
+    run = make_run(tmp_path, [copy, EVALUATION[0]], skip_leaks=True)
+    assert run.num_leaks == 0
+    assert [task.name for task in run.tasks.tasks] == ["a", "c", "d", "copy", "e"]
+    assert "left out: 1 tasks of train_data that are to be evaluated" in capsys.readouterr().out
+
+
+def test_embeddings_of_other_tasks_are_no_start(tmp_path):
+    run, start = make_run(tmp_path), tmp_path / "start"
+    model = run.make_model(run.config.model)
+    save_puzzle_model(start, model, "arc", more=run.model_files())
+    make_run(tmp_path / "same", start_from=start)
+    renamed = [replace(task, name=f"{task.name}2") for task in EVALUATION]
+    for name, tasks, seed in (("tasks", renamed, CONFIG.train.seed), ("seed", EVALUATION, 7)):
+        train = replace(CONFIG.train, seed=seed)
+        with pytest.raises(ConfigError, match="start_from: .* expected a model of the same tasks"):
+            make_run(tmp_path / name, tasks, start_from=start, train=train)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 import pickle
 import resource
 import zipfile
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -431,7 +432,18 @@ def test_models_that_the_originals_have(
     config = PuzzleModelConfig(reasoner=sizes, num_cells=16, vocab_size=6, **change)
     save_puzzle_model(tmp_path / "model", PuzzleModel(config), None)
     export_published(tmp_path / "model", tmp_path / "x")
-    assert (tmp_path / "x").exists()
+    cells = None if sizes.positions == "learned" or sizes.mixer == "mlp" else 16
+    import_published(tmp_path / "x", tmp_path / "back", num_cells=cells)
+    back = load_puzzle_model(tmp_path / "back").model.config
+    gradient = "one_step" if sizes.kind == "hrm" else "last_cycle"
+    told = replace(sizes, residual_init="normal", gradient=gradient)
+    told = replace(config, reasoner=told, q_continue=back.q_continue, halt_confidence=0.5)
+    assert back == replace(told, loss=config.loss)
+    export_published(tmp_path / "model", tmp_path / "y")  # all_config.yaml is that of this model
+    other = replace(config, reasoner=replace(sizes, L_cycles=7))
+    save_puzzle_model(tmp_path / "other", PuzzleModel(other), None)
+    with pytest.raises(CheckpointError, match=r"all_config.yaml: is of another model"):
+        export_published(tmp_path / "other", tmp_path / "z")
 
 
 @pytest.mark.parametrize("change", [{"dtypes": {"q_head.bias": "load"}}, {"dtypes": 3}, {}])

@@ -82,7 +82,7 @@ SHRUNK = (
         ({"train_data": "a.csv", "test_data": "b"}, "train_data: got 'a.csv', expected a list of"),
         (
             {"start_from": "x", "controls": True},
-            "start_from: its training is no part of the control",
+            "start_from: got 'x', expected None with --controls: its training is no part of",
         ),
         ({"colour": 1}, r"PuzzleRunConfig: got \['colour'\], expected only the fields"),
     ],
@@ -90,6 +90,13 @@ SHRUNK = (
 def test_a_wrong_value_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{message}"):
         PuzzleRunConfig.from_dict(values)
+
+
+def test_nothing_grows_anew_in_what_was_trained_before() -> None:
+    _, config = recipe.PRESETS["sudoku-6x6"]
+    assert config.train.cycles_curriculum and config.train.halt.curriculum
+    train = replace(config, start_from=Path("x")).train
+    assert train.cycles_curriculum is None and train.halt.curriculum is None
 
 
 def test_a_whole_number_is_a_number() -> None:

@@ -228,6 +228,13 @@ def test_resume_refuses_other_settings(
     assert trainer.step == 0
 
 
+def test_resume_refuses_other_data(base: FrozenLLM, whole: Path) -> None:
+    data = make_data(base, NUM_EXAMPLES)
+    data.labels[0, 0] += 1
+    with pytest.raises(CheckpointError, match=r"made with other settings \(examples "):
+        make_trainer(base, whole, data).resume()
+
+
 def test_resume_refuses_another_model(base: FrozenLLM, make_llm: MakeLLM, whole: Path) -> None:
     wider = make_llm(hidden_size=64)
     with pytest.raises(CheckpointError, match="weights are for another model"):

@@ -193,7 +193,7 @@ class Probe:
 
     def __init__(self, data: Any, before: Callable[[int, Tensor], None]) -> None:
         self.data, self.before = data, before
-        self.num_batches = 0
+        self.num_batches = -1  # a trainer looks at the data before it begins
         self.last: dict[str, Tensor] = {}
 
     def __len__(self) -> int:

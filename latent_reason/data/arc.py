@@ -100,7 +100,7 @@ class ArcDataset:
             if task.name in names:
                 raise DataError(
                     f"task {task.name!r} is there twice; a task of two sets may leak "
-                    "its answer into training: remove one"
+                    "its answer into training: remove one, or give --skip-leaks in a run"
                 )
             names.add(task.name)
             for number, pair in enumerate(task.test if index < num_training else (), start=1):

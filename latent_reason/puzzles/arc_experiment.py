@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from latent_reason.data.arc_hub import find_arc
 from latent_reason.data.arc_leaks import find_arc_leaks
 from latent_reason.errors import ConfigError, DataError
 from latent_reason.model_folder import TASKS
-from latent_reason.puzzles.arc_table import table_of
+from latent_reason.puzzles.arc_table import read_table, table_of
 from latent_reason.puzzles.arc_voting import ArcVotes, collect_votes, pass_rows
 from latent_reason.puzzles.evaluation import PuzzleEvaluator
 from latent_reason.puzzles.experiment import PuzzleRun, PuzzleRunConfig
@@ -43,6 +44,8 @@ class ArcRunConfig(PuzzleRunConfig):
     """Tasks of train_data of which one demonstration is held out for evaluation in training."""
     num_test: int = 0
     """Tasks of test_data to train for and to evaluate, the first ones (0: all of them)."""
+    skip_leaks: bool = False
+    """Leave out tasks of train_data that are to be evaluated, also under another name."""
     num_augmentations: int = 1000
     """Augmentations of each task to train with, each with an embedding of its own."""
     num_votes: int = 1000
@@ -112,10 +115,12 @@ class ArcRun(PuzzleRun):
             drawn = np.random.default_rng(seed).permutation(len(training))[: config.num_train]
             training = [training[index] for index in sorted(drawn.tolist())]
         evaluation = find_arc(config.test_data, "test")[: config.num_test or None]
-        self._look_for_leaks(training, evaluation)
+        training = self._without_leaks(training, evaluation)
         kept, held = hold_out(training, config.num_val)
         num = config.num_augmentations
         self.tasks = ArcDataset(kept, evaluation, num, seed)
+        if config.start_from is not None and config.model.puzzle_emb_size and not self.resume:
+            self._check_table(config.start_from)
         # The same tasks in the same order have the same identifiers.
         val = [dataclasses.replace(task, test=held.get(task.name, ())) for task in self.tasks.tasks]
         self.scored = all(pair.output is not None for task in evaluation for pair in task.test)
@@ -128,16 +133,29 @@ class ArcRun(PuzzleRun):
             "test": self.tasks.plain_tests(),
         }
 
-    def _look_for_leaks(self, training: list[ArcTask], evaluation: list[ArcTask]) -> None:
+    def _check_table(self, folder: Path) -> None:
+        """Refuse to start from embeddings of other tasks or augmentations."""
+        table = read_table(folder, self.tasks.num_puzzle_identifiers)._asdict()
+        expected = "a model of the same tasks, num_augmentations and seed"
+        check(table == table_of(self.tasks), "start_from", str(folder), expected)
+
+    def _without_leaks(self, training: list[ArcTask], evaluation: list[ArcTask]) -> list[ArcTask]:
+        """Return the tasks to train on; say which are to be evaluated, or leave these out."""
         leaks = find_arc_leaks(training, evaluation)
+        if leaks and self.config.skip_leaks:
+            found = {leak.found_as for leak in leaks}
+            self.say(f"left out: {len(found)} tasks of train_data that are to be evaluated")
+            return self._without_leaks([t for t in training if t.name not in found], evaluation)
         self.num_leaks = len(leaks)
         if leaks:
             answers = sum(leak.test_shared for leak in leaks)
             self.say(
                 f"warning: {len(leaks)} of {len(evaluation)} tasks to evaluate are in train_data, "
                 f"{answers} of them with a test answer, such as {leaks[0].task} as "
-                f"{leaks[0].found_as}; see python -m latent_reason.data arc-leaks --help"
+                f"{leaks[0].found_as}; --skip-leaks leaves them out, "
+                "python -m latent_reason.data arc-leaks lists them"
             )
+        return training
 
     def make_model(self, config: PuzzleModelConfig) -> PuzzleModel:
         """Return a new model with a row of its puzzle table for each identifier, seeded."""

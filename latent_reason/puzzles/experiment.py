@@ -57,7 +57,7 @@ class PuzzleRunConfig(FrameConfig):
     start_from: Path | None = None
     """Folder of a saved puzzle model whose averaged weights training starts from; they stay the
     best until training makes something as good on the validation split. Their own training is in
-    no figure of the run, and not in the search for leaks."""
+    no figure of the run, and not in the search for leaks. Cycles and limit do not grow anew."""
     model: PuzzleModelConfig = field(default_factory=PuzzleModelConfig)
     """The network; vocab_size and num_cells are taken from the puzzle."""
 
@@ -74,10 +74,12 @@ class PuzzleRunConfig(FrameConfig):
                 check_unread(self.train, name, "there is no puzzle table without puzzle_emb_size")
         if bool(self.train_data) != (self.test_data is not None):
             raise ConfigError("train_data and test_data: got one, expected both or none")
-        if self.controls and self.start_from is not None:
-            raise ConfigError(
-                "start_from: its training is no part of the control's; give it without --controls"
-            )
+        if self.start_from is not None:
+            expected = "None with --controls: its training is no part of the control's"
+            check(not self.controls, "start_from", str(self.start_from), expected)
+            halt = dataclasses.replace(self.train.halt, curriculum=None)
+            train = dataclasses.replace(self.train, cycles_curriculum=None, halt=halt)
+            object.__setattr__(self, "train", train)
 
     def resume_options(self) -> str:
         """Name a puzzle that is code: a folder alone may not."""

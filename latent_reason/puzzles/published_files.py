@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,7 +21,6 @@ from torch import Tensor
 from latent_reason.errors import CheckpointError, first_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MAX_CONFIG_BYTES = 2**16
 MAX_PICKLE_BYTES = 2**20
 _GLOBALS = re.compile(
     r"torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage|collections OrderedDict"
@@ -34,35 +32,6 @@ _OPCODES = {
     *("BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
 }
 """What torch.save writes for a dict of tensors."""
-
-
-def read_original_config(path: Path) -> dict[str, Any]:
-    """Read all_config.yaml, or its `arch` alone, in YAML or JSON.
-
-    Raises:
-        CheckpointError: it is missing, too large or holds something else than plain values.
-    """
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError(f"larger than {MAX_CONFIG_BYTES:,} bytes")
-        text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("it holds YAML aliases; write the values out")
-        content = yaml.safe_load(text)
-        content = content.get("arch", content)
-        return {**content}
-    except (
-        OSError,
-        ValueError,
-        AttributeError,
-        TypeError,
-        RecursionError,
-        yaml.YAMLError,
-    ) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{path}: not a configuration of the originals ({reason}); give their all_config.yaml"
-        ) from error
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:

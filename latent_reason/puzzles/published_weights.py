@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from latent_reason.config import PuzzleModelConfig, ReasonerConfig, check
+from latent_reason.config import check
 from latent_reason.data.own_puzzle import named_puzzle
 from latent_reason.errors import CheckpointError
 from latent_reason.files import replacing
@@ -26,7 +26,16 @@ from latent_reason.puzzles.folder import (
     save_puzzle_model,
     skeleton,
 )
-from latent_reason.puzzles.published_files import DTYPES, read_original_config, read_weights
+from latent_reason.puzzles.published_config import (
+    ORIGINAL_CONFIG,
+    check_exportable,
+    is_hrm,
+    original_config,
+    prefix_length,
+    read_original_config,
+    write_original_config,
+)
+from latent_reason.puzzles.published_files import DTYPES, read_weights
 from latent_reason.puzzles.published_identifiers import read_identifiers
 
 PREFIX = "_orig_mod.model.inner."
@@ -42,19 +51,6 @@ OUR_NAMES = {ours: theirs for theirs, ours in NAMES.items()}
 TABLE = "puzzle_emb.weights"
 MAX_TABLE = 2**30
 """Most numbers in a puzzle table that is resized: 4 GiB."""
-CLASSES = {
-    "TinyRecursiveReasoningModel_ACTV1": ("trm", "trm"),
-    "HierarchicalReasoningModel_ACTV1": ("hrm", "hrm_act_v1"),
-}
-"""Classes of the originals, with the names of the modules that define them."""
-FIELDS = {
-    *("name", "class", "loss", "H_cycles", "L_cycles", "H_layers", "L_layers", "hidden_size"),
-    *("num_heads", "expansion", "pos_encodings", "rms_norm_eps", "rope_theta", "halt_max_steps"),
-    *("halt_exploration_prob", "forward_dtype", "puzzle_emb_ndim", "puzzle_emb_len", "mlp_t"),
-    *("no_ACT_continue", "vocab_size", "seq_len", "num_puzzle_identifiers", "batch_size"),
-    *("causal", "seed"),
-}
-
 Puzzles = Literal["keep", "mean", "zero"]
 
 
@@ -79,74 +75,6 @@ def original_name(name: str) -> str:
 def from_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict of our `PuzzleModel` from tensors under the originals' names."""
     return {our_name(name.removeprefix(PREFIX)): value for name, value in weights.items()}
-
-
-def original_config(values: Mapping[str, Any]) -> PuzzleModelConfig:
-    """Translate the configuration of an original (the `arch` of its all_config.yaml and its sizes).
-
-    Args:
-        values: their field names; of vocab_size, seq_len and num_puzzle_identifiers as well.
-
-    Raises:
-        CheckpointError: a field is missing or unknown, or it is of another model.
-        ConfigError: a value is out of range.
-    """
-    unknown = sorted(str(key) for key in values if key not in FIELDS)
-    if unknown:
-        raise CheckpointError(f"fields that HRM and TRM do not have: {', '.join(unknown)[:200]}")
-    try:
-        hrm = _is_hrm(values)
-        reasoner = ReasonerConfig(
-            kind="hrm" if hrm else "trm",
-            hidden_size=values["hidden_size"],
-            num_heads=values["num_heads"],
-            expansion=values["expansion"],
-            L_layers=values["L_layers"],
-            H_layers=values["H_layers"] if hrm else 0,
-            L_cycles=values["L_cycles"],
-            H_cycles=values["H_cycles"],
-            gradient="one_step" if hrm else "last_cycle",
-            mixer="mlp" if values.get("mlp_t") else "attention",
-            positions=values["pos_encodings"],
-            residual_init="normal",
-            rope_theta=values.get("rope_theta", 10000.0),
-            norm_eps=values.get("rms_norm_eps", 1e-5),
-        )
-        loss = values.get("loss", "stablemax_cross_entropy")
-        loss = str(loss.get("loss_type") if isinstance(loss, Mapping) else loss)
-        return PuzzleModelConfig(
-            reasoner=reasoner,
-            vocab_size=values["vocab_size"],
-            num_cells=values["seq_len"],
-            num_puzzles=values["num_puzzle_identifiers"],
-            puzzle_emb_size=values.get("puzzle_emb_ndim", 0),
-            puzzle_emb_len=_prefix_length(values, hrm),
-            loss=loss.removesuffix("_cross_entropy"),  # type: ignore[arg-type]
-            q_continue=hrm or not values.get("no_ACT_continue", True),
-        )
-    except KeyError as error:
-        raise CheckpointError(f"configuration of the original: {error} is missing") from error
-
-
-def _is_hrm(values: Mapping[str, Any]) -> bool:
-    """Say which of the two originals it is, by its class and the module that defines it."""
-    name = str(values.get("name", values.get("class")))
-    module, _, cls = name.rpartition("@")
-    if cls not in CLASSES or module.rpartition(".")[2] not in ("", *CLASSES[cls]):
-        raise CheckpointError(f"model {name[:200]!r}: not one of {', '.join(CLASSES)}")
-    return CLASSES[cls][0] == "hrm"
-
-
-def _prefix_length(values: Mapping[str, Any], hrm: bool) -> int:
-    """Return the prefix positions of an original, 0 without a puzzle table."""
-    size = values.get("puzzle_emb_ndim", 0)
-    check(type(size) is int, "puzzle_emb_ndim", size, "a whole number")
-    if size == 0:
-        return 0
-    if "hidden_size" not in values:
-        raise CheckpointError("configuration of the original: 'hidden_size' is missing")
-    length = 0 if hrm else values.get("puzzle_emb_len", 16)
-    return length or -(-size // values["hidden_size"])
 
 
 def import_published(
@@ -178,7 +106,7 @@ def import_published(
         ConfigError: an unknown puzzle.
     """
     source = Path(source)
-    config_file = Path(config_file or source.parent / "all_config.yaml")
+    config_file = Path(config_file or source.parent / ORIGINAL_CONFIG)
     weights, prefix = read_weights(source)
     values = read_original_config(config_file)
     puzzle = None if puzzle_name is None else named_puzzle(puzzle_name)
@@ -212,7 +140,7 @@ def import_published(
 
 
 def export_published(folder: str | Path, target: str | Path, weights: Weights = "averaged") -> None:
-    """Write the weights of a model folder under the originals' names.
+    """Write the weights of a model folder under the originals' names, and all_config.yaml.
 
     Args:
         folder: of a model that the originals can hold, imported or trained here.
@@ -225,7 +153,7 @@ def export_published(folder: str | Path, target: str | Path, weights: Weights = 
     """
     target = Path(target)
     saved = load_puzzle_model(folder, weights)
-    _check_exportable(saved.model.config)
+    check_exportable(saved.model.config)
     prefix, dtypes = _origin(saved, Path(folder))
     tensors = {
         prefix + original_name(name): tensor.to(dtypes.get(name, torch.float32)).contiguous()
@@ -239,6 +167,7 @@ def export_published(folder: str | Path, target: str | Path, weights: Weights = 
                 torch.save(tensors, file)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"cannot write {target}: {error}; choose another file") from error
+    write_original_config(target.parent / ORIGINAL_CONFIG, saved.model.config)
 
 
 def _origin(saved: SavedPuzzleModel, folder: Path) -> tuple[str, dict[str, torch.dtype]]:
@@ -252,31 +181,6 @@ def _origin(saved: SavedPuzzleModel, folder: Path) -> tuple[str, dict[str, torch
         raise CheckpointError(
             f"model {folder}: config.json: 'published' is damaged ({error!r}); import it again"
         ) from error
-
-
-def _check_exportable(config: PuzzleModelConfig) -> None:
-    """Refuse what the original of this kind would compute differently.
-
-    What only training and halting read (gradient, loss, q_continue, halt_confidence) is free: their
-    evaluation always runs all refinement steps.
-    """
-    reasoner, size = config.reasoner, config.puzzle_emb_size
-    hrm = reasoner.kind == "hrm"
-    length = config.puzzle_emb_len
-    allowed: dict[str, tuple[object, tuple[object, ...]]] = {
-        "mixer": (reasoner.mixer, ("attention",) if hrm else ("attention", "mlp")),
-        "positions": (
-            reasoner.positions,
-            ("rope", "learned") if hrm else ("rope", "learned", "none"),
-        ),
-        "width_multiple": (reasoner.width_multiple, (256,)),
-        "norm_swiglu": (reasoner.norm_swiglu, (False,)),
-        "num_chains": (config.num_chains, (1,)),
-        "puzzle_emb_len": (length, (-(-size // reasoner.hidden_size) if hrm else length,)),
-    }
-    for name, (got, values) in allowed.items():
-        expected = " or ".join(repr(value) for value in values)
-        check(got in values, name, got, f"{expected} as the originals of kind {reasoner.kind!r}")
 
 
 def _resized(table: Tensor, wanted: Any, puzzles: Puzzles | None) -> Tensor:
@@ -309,7 +213,7 @@ def _sizes(weights: Mapping[str, Tensor], values: Mapping[str, Any]) -> dict[str
     told = ("L_level.layers.0.mlp_t.down_proj.weight", "embed_pos.embedding_weight")
     length = next((rows for name in told if (rows := _rows(weights, name)) is not None), None)
     if cells is None and length is not None:
-        cells = length - _prefix_length(values, _is_hrm(values))
+        cells = length - prefix_length(values, is_hrm(values))
     if cells is None:
         raise CheckpointError("the number of cells is not told; give the puzzle or num_cells")
     puzzles = _rows(weights, TABLE) or 1
