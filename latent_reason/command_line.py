@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
-from latent_reason.config import check
+from latent_reason.config import check, check_refinement_steps
 from latent_reason.errors import ConfigError, UserError
 from latent_reason.results import clean_text
 
@@ -87,8 +87,8 @@ def check_evaluation(
     for name in counts:
         value = getattr(options, name)
         check(value is None or value >= 1, name, value, "at least 1")
-    steps = options.refinement_steps
-    check(min(steps) >= 1, "refinement_steps", steps, "at least 1")
+        check(value is None or value <= 10**9, name, value, "at most 1,000,000,000")
+    check_refinement_steps(options.refinement_steps)
     for name in files:
         path = getattr(options, name)
         if path is not None and not path.parent.is_dir():

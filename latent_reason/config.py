@@ -16,6 +16,7 @@ from latent_reason.errors import ConfigError
 
 Gradient = Literal["one_step", "last_cycle", "k_cycles", "full"]
 ReadLayer = int | Literal["embedding", "middle", "last"]
+MAX_REFINEMENT_STEPS = 100_000
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 3, 16, 16, 16
 _SHORT.maxstring = _SHORT.maxother = 200
@@ -32,6 +33,13 @@ def check_request(split: str, num: int, splits: Sequence[str]) -> None:
     """Raise `ConfigError` unless `num` examples of `split` can be asked for."""
     check(split in splits, "split", split, f"one of {', '.join(splits)}")
     check(num >= 1, "num", num, "1 or more")
+
+
+def check_refinement_steps(steps: Sequence[int]) -> None:
+    """Raise `ConfigError` unless an evaluation can be asked for at these refinement steps."""
+    fits = bool(steps) and 1 <= min(steps) and max(steps) <= MAX_REFINEMENT_STEPS
+    expected = f"numbers from 1 up to {MAX_REFINEMENT_STEPS:,}"
+    check(fits, "refinement_steps", steps, expected)
 
 
 def check_range(config: JsonConfig, name: str, least: int, most: int) -> None:

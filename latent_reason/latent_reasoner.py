@@ -23,7 +23,7 @@ from latent_reason.base_check import check_base
 from latent_reason.config import LatentReasonerConfig, check
 from latent_reason.core import LatentCore, ReasonerOutput
 from latent_reason.data.text import encode_answer
-from latent_reason.errors import CheckpointError, ConfigError
+from latent_reason.errors import CheckpointError, ConfigError, DataError
 from latent_reason.halting import Carry
 from latent_reason.llm import FrozenLLM
 from latent_reason.losses import IGNORE_INDEX, answer_loss, exactly_right, halt_loss
@@ -288,17 +288,22 @@ class LatentReasoner(nn.Module):
         delimiter, _ = self.llm.embed_text(self.config.answer_delimiter, 1)
         return len(delimiter) + 2 * self.config.num_slots
 
-    def encode(self, prompts: list[str], answers: list[str] | None = None) -> dict[str, Tensor]:
+    def encode(
+        self, prompts: str | list[str], answers: list[str] | None = None
+    ) -> dict[str, Tensor]:
         """Tokenise a batch for `forward`: input_ids and attention_mask (B, T).
 
         With answers also labels (B, longest answer): their tokens and the end token, then -100.
 
         Raises:
-            DataError: there is no prompt, one is empty or longer than the base takes, or the
-                tokenizer loses characters of an answer.
+            DataError: there is no prompt, one is empty or longer than the base takes, the
+                tokenizer loses characters of an answer, or there are more or fewer answers.
         """
+        prompts = [prompts] if isinstance(prompts, str) else prompts
         batch = self.llm.encode(prompts, self.num_after)
         if answers is not None:
+            if len(answers) != len(prompts):
+                raise DataError(f"answers: got {len(answers)} for {len(prompts)} prompts")
             rows = [encode_answer(self.llm.tokenizer, answer) for answer in answers]
             batch["labels"] = pad(rows, IGNORE_INDEX).to(batch["input_ids"].device)
         return batch
@@ -311,7 +316,7 @@ class LatentReasoner(nn.Module):
         """
         if not prompts and not isinstance(prompts, str):
             return []
-        batch = self.encode([prompts] if isinstance(prompts, str) else prompts)
+        batch = self.encode(prompts)
         return self.llm.decode(self.generate(**batch, refinement_steps=refinement_steps))
 
     def print_trainable_parameters(self) -> None:

@@ -139,6 +139,8 @@ def read_config(folder: Path, form: str) -> dict[str, Any]:
         UNREADABLE: see `reading`.
     """
     saved = json.loads(read_bounded(folder / CONFIG, MAX_CONFIG_BYTES))
+    if "preset" in saved:
+        raise ValueError("it is the folder of a run, which holds such a folder")
     if (found := saved.pop("format")) != form:
         raise ValueError(f"format {found!r}, expected {form!r}")
     return saved

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from latent_reason.command_line import read_options
-from latent_reason.config import JsonConfig, check
+from latent_reason.config import JsonConfig, check, check_refinement_steps
 from latent_reason.errors import CheckpointError, ConfigError
 from latent_reason.files import UNREADABLE, read_bounded
 from latent_reason.model_folder import MAX_CONFIG_BYTES
@@ -58,8 +58,7 @@ class FrameConfig(JsonConfig):
         self.check_types()
         object.__setattr__(self, "refinement_steps", tuple(self.refinement_steps))
         check(self.num_val >= 1, "num_val", self.num_val, "at least 1")
-        steps = self.refinement_steps
-        check(bool(steps) and min(steps) >= 1, "refinement_steps", steps, "numbers from 1 up")
+        check_refinement_steps(self.refinement_steps)
 
     def resume_options(self) -> str:
         """Return what the command line must name besides --resume FOLDER."""
@@ -105,6 +104,8 @@ def _resumed(argv: list[str], presets: Presets[Config]) -> tuple[str, Config]:
         saved = json.loads(read_bounded(folder / "config.json", MAX_CONFIG_BYTES))
         _check_own_puzzle(folder, saved.get("puzzle"), argv[3:])
         name = saved.pop("preset")
+        if name not in presets:
+            raise ValueError(f"preset {str(name)[:80]!r} is of another recipe; resume it there")
         kind: Any = type(presets[name][1])
         config = kind.from_dict(saved)
     except UNREADABLE as error:

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from latent_reason.config import JsonConfig, ReasonerConfig, check, check_unread
+from latent_reason.config import (
+    MAX_REFINEMENT_STEPS,
+    JsonConfig,
+    ReasonerConfig,
+    check,
+    check_range,
+    check_unread,
+)
 
 
 def check_curriculum(config: JsonConfig, name: str) -> None:
@@ -43,7 +50,7 @@ class HaltConfig(JsonConfig):
 
     def __post_init__(self) -> None:
         self.check_types()
-        check(self.halt_max_steps >= 1, "halt_max_steps", self.halt_max_steps, "at least 1")
+        check_range(self, "halt_max_steps", 1, MAX_REFINEMENT_STEPS)
         check(
             0 <= self.halt_exploration_prob <= 1,
             "halt_exploration_prob",
@@ -120,7 +127,7 @@ class TrainConfig(JsonConfig):
         self.check_types()
         check(isinstance(self.halt, HaltConfig), "halt", self.halt, "a HaltConfig")
         for name in ("max_steps", "batch_size", "log_every", "eval_every", "save_every"):
-            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            check_range(self, name, 1, 10**9)
         for name in ("warmup_steps", "weight_decay", "puzzle_weight_decay"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2**32 - 1")

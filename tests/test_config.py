@@ -116,6 +116,7 @@ REFUSED: list[tuple[type[JsonConfig], dict[str, Any], str, str]] = [
     (PuzzleModelConfig, {"loss": "hinge"}, "loss", r"one of \('softmax', 'stablemax'\)"),
     (PuzzleModelConfig, {"reasoner": {"mixer": "conv"}}, "mixer", "one of"),
     (HaltConfig, {"halt_max_steps": 0}, "halt_max_steps", "at least 1"),
+    (HaltConfig, {"halt_max_steps": 10**20}, "halt_max_steps", "at most 100,000"),
     *[
         (HaltConfig, {"halt_exploration_prob": p}, "halt_exploration_prob", "a probability from")
         for p in (-0.1, 1.5)

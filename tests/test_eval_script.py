@@ -117,7 +117,7 @@ BAD = [
     (["--data", "nowhere.jsonl"], ["nowhere.jsonl: no such file"]),
     (["--base", "/no/such/base"], ["base /no/such/base: no such folder"]),
     (["--base", "nobody/nothing"], ["base nobody/nothing: cannot be loaded"]),
-    (["--refinement-steps", "0"], ["refinement_steps: got [0], expected at least 1"]),
+    (["--refinement-steps", "0"], ["refinement_steps: got [0], expected numbers from 1 up"]),
     (["--refinement-steps", "two"], ["--refinement-steps", "'two'"]),
     (["--batch-size", "0"], ["batch_size: got 0, expected at least 1"]),
     (["--num-slots", "-1"], ["num_slots: got -1, expected at least 1"]),

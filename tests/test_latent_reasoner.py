@@ -634,3 +634,10 @@ def test_a_lost_base_is_named(saved):
     with pytest.raises(ConfigError, match=f"^base {base}: "):
         LatentReasoner.from_pretrained(folder)
     LatentReasoner.from_pretrained(folder, base=str(folder.parent / "moved"))
+
+
+def test_one_prompt_and_answers_that_are_missing(make_llm):
+    model = LatentReasoner(make_llm(), LatentReasonerConfig(num_slots=4))
+    assert model.encode("abc")["input_ids"].shape == (1, 3)
+    with pytest.raises(DataError, match="answers: got 1 for 2 prompts"):
+        model.encode(["a", "b"], ["1"])

@@ -63,6 +63,12 @@ def test_a_shape_with_as_many_cells_has_other_groups(tmp_path: Path) -> None:
     assert saved.model.groups is not None and saved.model.groups.equal(other.groups())
 
 
+def test_a_run_folder_is_not_its_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"preset": "sudoku-4x4"}))
+    with pytest.raises(CheckpointError, match="it is the folder of a run, which holds such a"):
+        load_puzzle_model(tmp_path)
+
+
 def test_raw_weights_beside_the_averaged_ones(tmp_path: Path) -> None:
     averaged, raw = make_puzzle_model(seed=0), make_puzzle_model(seed=1)
     save_puzzle_model(tmp_path / "both", averaged, NAME, raw=raw.state_dict())

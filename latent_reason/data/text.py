@@ -102,7 +102,7 @@ class TextDataset:
             if num_slots is not None and len(answers[-1]) > num_slots:
                 raise DataError(
                     f"{source}:{line}: the answer needs {len(answers[-1])} slots with its end "
-                    f"token, there are {num_slots}; shorten it or train with more num_slots"
+                    f"token, there are {num_slots}; shorten it or give more (num_slots)"
                 )
         labels = pad(answers, IGNORE_INDEX)
         missing = (num_slots or labels.shape[1]) - labels.shape[1]
