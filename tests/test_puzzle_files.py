@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from latent_reason.data.maze import Maze
-from latent_reason.data.puzzle_files import check_unique, read_puzzles, subsample
+from latent_reason.data.puzzle_files import (
+    check_unique,
+    read_puzzles,
+    refuse_several_solutions,
+    subsample,
+)
 from latent_reason.data.puzzles import Puzzle, PuzzleDataset
 from latent_reason.data.sudoku import Sudoku
 from latent_reason.errors import ConfigError, DataError
@@ -352,6 +357,28 @@ def test_questions_without_exactly_one_solution_are_found(puzzles):
     assert check_unique(PuzzleDataset(SMALL, questions, answers)) == [(3, 2), (8, 0)]
     with pytest.raises(ConfigError, match="maze: has no solver"):
         check_unique(PuzzleDataset(Maze(4, 4), questions, answers))
+
+
+def test_the_first_rows_are_searched_for_several_solutions_however_long(monkeypatch, puzzles):
+    class Slow(Sudoku):
+        """A second for each search, by the clock that the test replaces."""
+
+        def solve(self, question, limit=2):
+            clock.append(clock[-1] + 1)
+            return super().solve(question, limit)
+
+    clock = [0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[-1])
+    monkeypatch.setattr("latent_reason.data.puzzle_files.MAX_CHECKED", 20)
+    questions, answers = (grids.clone() for grids in puzzles)
+    questions[20] = 1  # all blank
+    assert refuse_several_solutions(PuzzleDataset(Slow(2, 2), questions, answers)) == 20
+    assert len(clock) == 21
+    assert refuse_several_solutions(PuzzleDataset(SMALL, questions[:7], answers[:7])) == 7
+    assert refuse_several_solutions(PuzzleDataset(Maze(4, 4), questions, answers)) == 0
+    questions[19] = 1
+    with pytest.raises(DataError, match="^puzzle 20: the question has several solutions; remove"):
+        refuse_several_solutions(PuzzleDataset(SMALL, questions, answers))
 
 
 @pytest.mark.skipif(not SHARED, reason="no shared/data in or beside the repository")
