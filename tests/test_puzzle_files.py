@@ -136,6 +136,9 @@ def test_cells_that_are_not_asked_are_padding(tmp_path, puzzles):
     dataset = read_puzzles(tmp_path / "pairs.npy", Lines())
     assert dataset.questions.tolist() == [[1, 2, 0]]
     assert dataset.batch(torch.tensor([0]))["labels"].tolist() == [[2, -100, -100]]
+    np.save(tmp_path / "pairs.npy", np.array([[[0, 1, 0], [1, -1, -1]], [[0] * 3, [-1] * 3]]))
+    reason = "FILE:2: no cell of the answer is asked; give a symbol for at least one"
+    assert error_of(tmp_path / "pairs.npy", Lines()) == reason
 
 
 def test_hub_data_sets_are_read_by_name(tmp_path, monkeypatch, puzzles):

@@ -150,7 +150,14 @@ def refuse_several_solutions(dataset: PuzzleDataset) -> int:
 
 
 def _check_answers(rows: Rows, puzzle: Puzzle, questions: np.ndarray, answers: np.ndarray) -> None:
-    """Refuse answers with blanks, with changed clues, or against the rule; (n, S) tokens each."""
+    """Refuse rows that ask nothing, answers with blanks, with changed clues, or against the rule.
+
+    Questions and answers are (n, S) tokens each.
+    """
+    rows.require(
+        (answers != PAD).any(axis=1),
+        lambda at: "no cell of the answer is asked; give a symbol for at least one",
+    )
     if puzzle.blank:
         blank = puzzle.alphabet.index(puzzle.blank) + 1
         open_cells = answers == blank
