@@ -171,6 +171,18 @@ def test_other_folders_are_read_by_split(tmp_path, puzzles):
     assert "column 'answer' is missing" in error_of(folder)
 
 
+@pytest.mark.parametrize("name", ["train-00000.csv", "mine.csv", "data/train.csv"])
+def test_digits_of_csv_files_of_other_names_are_text(name, tmp_path, puzzles):
+    path = tmp_path / "set" / name
+    path.parent.mkdir(parents=True)
+    path.write_text(as_csv(*puzzles))
+    assert same(read_puzzles(tmp_path / "set", SMALL), puzzles)
+    write(path, f"{QUESTION},{ANSWER}".replace(".", "0"), f",{ANSWER}")
+    assert "FILE (train):2: the question has 0 cells" in error_of(tmp_path / "set")
+    write(path, QUESTION, header="question")
+    assert "column 'answer' is missing" in error_of(tmp_path / "set")
+
+
 @pytest.mark.parametrize("name", ["no/such-data-set", "nowhere.csv", "nowhere.npy", "a b/c?"])
 def test_missing_sources_are_named(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

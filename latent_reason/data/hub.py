@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,28 @@ from latent_reason.data.tasks import Example
 from latent_reason.errors import DataError, first_line
 
 
-def load_split(name: str, split: str, hint: str) -> Any:
+def load_split(name: str, split: str, hint: str, text: Sequence[str] = ()) -> Any:
     """Return one split of a Hub data set, or of a folder of data files, as a `datasets.Dataset`.
 
-    Raises:
-        DataError: there is none; it ends with `hint`, what to give instead.
-    """
-    from datasets import load_dataset  # slow to import, and only needed here
-    from datasets.exceptions import DatasetsError
+    Args:
+        name: of the data set or folder.
+        split: which.
+        hint: what to give instead, the end of an error.
+        text: columns of CSV files to keep as they are written, where `datasets` would make numbers
+            of digits.
 
+    Raises:
+        DataError: there is none.
+    """
+    from datasets import load_dataset, load_dataset_builder  # slow to import, only needed here
+    from datasets.exceptions import DatasetsError
+    from datasets.packaged_modules.csv.csv import CsvConfig
+
+    options: dict[str, Any] = {}
     try:
-        return load_dataset(name, split=split)
+        if text and isinstance(load_dataset_builder(name).config, CsvConfig):
+            options["converters"] = dict.fromkeys(text, str)
+        return load_dataset(name, split=split, **options)
     except (DatasetsError, OSError, ValueError) as error:
         what = f"{name}: no data set with split {split!r} ({first_line(error)})"
         raise DataError(f"{what}; {hint}") from error
@@ -40,7 +52,7 @@ def read_examples(source: Path, split: str) -> list[Example]:
     if source.suffix == ".jsonl" or source.is_file():
         return read_jsonl(source)
     hint = "give a .jsonl file, a folder of data files or a Hub name"
-    rows = load_split(str(source), split, hint)
+    rows = load_split(str(source), split, hint, text=("prompt", "answer"))
     examples = []
     for number, row in enumerate(rows, start=1):
         try:

@@ -91,7 +91,7 @@ def _open_hub(path: Path, puzzle: Puzzle, split: str) -> tuple[Rows, Iterator[Gr
             return rows, _csv_chunks(rows, Path(file), puzzle)
         except (EntryNotFoundError, HFValidationError, OSError):
             pass
-    table = load_split(name, split, _HINT).with_format("arrow")
+    table = load_split(name, split, _HINT, text=FIELDS).with_format("arrow")
     rows = Rows(f"{name} ({split})", 1)
     for field in FIELDS:
         feature = table.features.get(field, "missing")
