@@ -41,7 +41,7 @@ def test_a_bad_row_is_named(tmp_path):
         read_examples(folder, "train")
 
 
-@pytest.mark.parametrize("name", ["no/such-data-set", "nowhere.jsonl"])
+@pytest.mark.parametrize("name", ["no/such-data-set", "nowhere.jsonl", "nowhere"])
 def test_a_missing_source_is_named(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=name):

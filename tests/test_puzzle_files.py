@@ -189,6 +189,27 @@ def test_missing_sources_are_named(name, tmp_path, monkeypatch):
     assert "give a .csv" in error_of(name)
 
 
+@pytest.mark.parametrize("name", ["nothing", "./nothing", "data.d/puzzles/x", "/nothing", "~/a"])
+def test_what_is_no_name_is_not_looked_for_on_the_hub(name, tmp_path, monkeypatch):
+    def refuse(*_, **options):
+        raise AssertionError("the Hub was asked")
+
+    for function in ("huggingface_hub.hf_hub_download", "datasets.load_dataset"):
+        monkeypatch.setattr(function, refuse)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="(nothing|/x|~/a): no such file or folder, and no Hub"):
+        read_puzzles(name, SMALL)
+    with pytest.raises(DataError, match="^the name of a source is empty; give a .csv"):
+        read_puzzles("", SMALL)
+
+
+def test_a_folder_needs_no_owner(tmp_path, monkeypatch, puzzles):
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    Path("mine/rows.csv").write_text(as_csv(*puzzles))
+    assert same(read_puzzles("mine", SMALL), puzzles)
+
+
 def test_a_name_that_is_too_long_is_no_file():
     assert "File name too long" in error_of("9" * 300 + ".csv")
 

@@ -9,6 +9,19 @@ from typing import Any
 from latent_reason.data.jsonl import read_jsonl, to_example
 from latent_reason.data.tasks import Example
 from latent_reason.errors import DataError, first_line
+from latent_reason.files import exists
+
+
+def refuse_no_name(name: str, hint: str) -> None:
+    """Raise DataError for what is neither a folder nor written as a name on the Hub.
+
+    So a mistyped path ends at once, and not after many requests. `hint` says what to give.
+    """
+    if not name.strip():
+        raise DataError(f"the name of a source is empty; {hint}")
+    if (name.count("/") != 1 or name[0] in "/.~") and not exists(name, Path.is_dir):
+        what = f"{name[:200]}: no such file or folder, and no Hub name such as owner/name"
+        raise DataError(f"{what}; {hint}")
 
 
 def load_split(name: str, split: str, hint: str, text: Sequence[str] = ()) -> Any:
@@ -22,8 +35,9 @@ def load_split(name: str, split: str, hint: str, text: Sequence[str] = ()) -> An
             of digits.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or `name` is no name.
     """
+    refuse_no_name(name, hint)
     from datasets import load_dataset, load_dataset_builder  # slow to import, only needed here
     from datasets.exceptions import DatasetsError
     from datasets.packaged_modules.csv.csv import CsvConfig

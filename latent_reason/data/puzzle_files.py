@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from latent_reason.config import check
-from latent_reason.data.puzzle_sources import MAX_ROWS, Rows, open_source
+from latent_reason.data.hub import refuse_no_name
+from latent_reason.data.puzzle_sources import HINT, MAX_ROWS, Rows, open_source
 from latent_reason.data.puzzle_splits import hash_grids
 from latent_reason.data.puzzles import PAD, Puzzle, PuzzleDataset
 from latent_reason.errors import ConfigError, DataError
@@ -60,6 +61,8 @@ def read_puzzles(
             "SOURCE:ROW: what is wrong".
     """
     check(limit is None or limit >= 1, "limit", limit, "1 or more")
+    if not os.fspath(source):  # which is the current folder to a Path
+        refuse_no_name("", HINT)
     rows, chunks = open_source(Path(source), puzzle, split)
     questions, answers = [], []
     for chunk in chunks:
