@@ -20,6 +20,7 @@ import torch
 
 from latent_reason.config import check
 from latent_reason.data.hub import refuse_no_name
+from latent_reason.data.puzzle_check import require_sound, rule_says
 from latent_reason.data.puzzle_sources import HINT, MAX_ROWS, Rows, open_source
 from latent_reason.data.puzzle_splits import hash_grids
 from latent_reason.data.puzzles import PAD, Puzzle, PuzzleDataset
@@ -56,7 +57,7 @@ def read_puzzles(
         limit: keep only the first so many rows; few of the others are read.
 
     Raises:
-        ConfigError: for a limit below 1.
+        ConfigError: for a limit below 1, or a rule of the puzzle that gives no (B,) bool.
         DataError: if there is no such source or split, or a row is not usable; the message is
             "SOURCE:ROW: what is wrong".
     """
@@ -80,6 +81,7 @@ def read_puzzles(
         raise DataError(f"{rows.source}: no rows; give at least one puzzle")
     dataset = PuzzleDataset(puzzle, torch.cat(questions), torch.cat(answers))
     dataset.sources = ((rows.source, rows.first, rows.num),)
+    require_sound(dataset)
     _refuse_duplicates(dataset)
     return dataset
 
@@ -174,14 +176,16 @@ def _check_answers(rows: Rows, puzzle: Puzzle, questions: np.ndarray, answers: n
             ~changed.any(axis=1),
             lambda at: f"cell {changed[at].argmax() + 1} of the answer changes the clue",
         )
-    valid = puzzle.valid(torch.from_numpy(questions), torch.from_numpy(answers))
+    valid = rule_says(puzzle, torch.from_numpy(questions), torch.from_numpy(answers))
     if valid is not None:
-        rows.require(
-            valid.numpy(),
-            lambda at: (
-                "wrong answer: " + puzzle.conflicts(questions[at].tolist(), answers[at].tolist())[0]
-            ),
-        )
+        rows.require(valid.numpy(), lambda at: _conflict(puzzle, questions[at], answers[at]))
+
+
+def _conflict(puzzle: Puzzle, question: np.ndarray, answer: np.ndarray) -> str:
+    """Say what is wrong with an answer (S,) by the rule."""
+    found = puzzle.conflicts(question.tolist(), answer.tolist())
+    name = type(puzzle).__name__
+    return f"wrong answer: {found[0] if found else f'{name}.valid() but not conflicts() says so'}"
 
 
 def _refuse_duplicates(dataset: PuzzleDataset) -> None:
