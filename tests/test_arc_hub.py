@@ -89,6 +89,17 @@ def test_a_missing_source_or_split_is_named(
         find_arc(write(tmp_path / "set", "train", [row("a")]), "test")
     with pytest.raises(DataError, match="no such file"):
         find_arc("nowhere.json", "train")
+    with pytest.raises(DataError, match="^the name of a source is empty; give an ARC .json file"):
+        find_arc("", "train")
+
+
+def test_a_mistyped_name_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("it was asked"))
+    with pytest.raises(DataError, match="^nothing: no such file or folder, and no Hub name"):
+        find_arc("nothing", "train")
 
 
 def test_a_folder_of_folders_of_json_files_is_no_data_set(

@@ -25,6 +25,13 @@ def test_a_folder_is_read_by_split_and_a_file_as_it_is(tmp_path):
     assert fields(read_examples(folder / "test.jsonl", "train")) == fields(ROWS[:1])
 
 
+def test_numbers_of_csv_files_are_text(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "train.csv").write_text('prompt,answer\n12,007\n1e3,"1,0"\n')
+    assert fields(read_examples(folder, "train")) == [("12", "007"), ("1e3", "1,0")]
+
+
 def test_a_bad_row_is_named(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
@@ -34,7 +41,7 @@ def test_a_bad_row_is_named(tmp_path):
         read_examples(folder, "train")
 
 
-@pytest.mark.parametrize("name", ["no/such-data-set", "nowhere.jsonl"])
+@pytest.mark.parametrize("name", ["no/such-data-set", "nowhere.jsonl", "nowhere"])
 def test_a_missing_source_is_named(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=name):

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from latent_reason.data.maze import Maze
-from latent_reason.data.maze_making import carve
+from latent_reason.data.maze_making import carve, longest_length
 from latent_reason.data.order import Draws
 from latent_reason.data.puzzle_splits import SPLITS
 from latent_reason.data.puzzles import PuzzleDataset
@@ -289,8 +289,38 @@ def test_splits_share_no_maze_whatever_the_seed_and_hold_none_twice() -> None:
 
 
 def test_a_split_that_is_used_up_says_so() -> None:
-    with pytest.raises(DataError, match=r"found only \d+ different puzzles .* not 5000"):
+    wish = r"found only \d+ different puzzles of min_length 4 for split 'train', not 5000; ask"
+    with pytest.raises(DataError, match=wish):
         Maze(3, 3).generate(5000, seed=0, min_length=4)
+
+
+def test_large_mazes_are_tried_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    maze, num = Maze(3, 3), []
+    monkeypatch.setattr(maze, "_draw", lambda draws, _: num.append(1) or none)
+    monkeypatch.setattr("latent_reason.data.maze.MAX_CELLS_MISSED", 9 * 100)
+    none = torch.empty(2, 0, 9, dtype=torch.long)
+    with pytest.raises(DataError, match="found only 0 different puzzles of min_length 6"):
+        maze.generate(1, seed=0)
+    assert len(num) == 2  # of 64 and of 128 mazes
+
+
+@pytest.mark.parametrize("size", [(3, 3), (5, 5), (3, 7), (3, 4), (4, 6), (3, 8), (4, 4)])
+@pytest.mark.parametrize("loops", [0.0, 0.3])
+def test_no_path_is_longer_than_the_bound(size: tuple[int, int], loops: float) -> None:
+    maze, most = Maze(*size, loops), longest_length(*size)
+    is_open = carve(Draws(torch.arange(500), 0), *size, loops)
+    cells = torch.arange(maze.num_cells)[:, None] == torch.arange(maze.num_cells)
+    longest = max(int(maze._distances(is_open, is_open & cell)[0].max()) for cell in cells)
+    assert longest <= most and (loops or longest >= most - 2)
+
+
+def test_a_length_beyond_the_bound_is_refused_at_once() -> None:
+    for size, most in (((99, 99), 4998), ((98, 99), 4948), ((5, 5), 16)):
+        expected = f"min_length: got {most + 1}, expected 1 to {most}, no {size[0]}x{size[1]} maze"
+        with pytest.raises(ConfigError, match=expected):
+            Maze(*size).generate(1, seed=0, min_length=most + 1)
+    questions, _ = Maze(5, 5).generate(1, seed=0, min_length=16)
+    assert Maze(5, 5).shortest_lengths(questions).tolist() == [16]
 
 
 def test_dataset_draws_turned_mazes_that_stay_right() -> None:

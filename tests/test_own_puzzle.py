@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ from tiny_recipes import assert_refused, at_step, evaluate, run_recipe, run_well
 from eval import puzzle as eval_script
 from latent_reason.__main__ import main as command
 from latent_reason.data.own_puzzle import named_puzzle
+from latent_reason.data.puzzle_commands import write_puzzles
 from latent_reason.data.puzzles import Puzzle
-from latent_reason.errors import ConfigError
+from latent_reason.errors import ConfigError, DataError
 from latent_reason.puzzles.folder import load_puzzle_model
 from latent_reason.results import load_results
 from recipes import train_puzzle as recipe
@@ -71,6 +73,17 @@ class BlankLast(Latin):
 class RuleOnly(Puzzle):
     name, height, width, alphabet = "rule_only", 1, 3, "abc"
     valid = Latin.valid
+
+
+class Loose(Latin):
+    def groups(self):
+        return torch.ones(2, 9)
+
+
+class Careless(Latin):
+    def generate(self, *wanted):
+        questions, answers = super().generate(*wanted)
+        return questions, answers.flip(0)
 
 
 class Other:
@@ -143,6 +156,14 @@ def test_a_folder_does_not_choose_what_is_imported(folder: Path) -> None:
     assert_refused(run_recipe(recipe, folder, again), "knows its puzzle")
 
 
+def test_wrong_puzzles_are_not_written(folder: Path) -> None:
+    args = argparse.Namespace(puzzle="latin_squares:Careless", num=9, seed=0, split="train")
+    args.min_length, args.output = None, "x.csv"
+    with pytest.raises(DataError, match=r"the answer is wrong by Careless.valid\(\)"):
+        list(write_puzzles(args))
+    assert not Path("x.csv").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -159,6 +180,7 @@ def test_a_folder_does_not_choose_what_is_imported(folder: Path) -> None:
         ),
         ("latin_squares:BlankLast", "has the blank '.'; put it first in its alphabet"),
         ("latin_squares:RuleOnly", "does not say what breaks it; write conflicts"),
+        ("latin_squares:Loose", r"Loose.groups\(\) is float32 \(2, 9\), expected bool"),
         ("latin squares:Latin", "expected module:Name"),
         ("latin_squares:Latin.x", "expected module:Name"),
         ("futoshiki", "or module:Name"),

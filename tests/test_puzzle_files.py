@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from latent_reason.data.maze import Maze
-from latent_reason.data.puzzle_files import check_unique, read_puzzles, subsample
+from latent_reason.data.puzzle_files import (
+    check_unique,
+    read_puzzles,
+    refuse_several_solutions,
+    subsample,
+)
 from latent_reason.data.puzzles import Puzzle, PuzzleDataset
 from latent_reason.data.sudoku import Sudoku
 from latent_reason.errors import ConfigError, DataError
@@ -131,6 +136,9 @@ def test_cells_that_are_not_asked_are_padding(tmp_path, puzzles):
     dataset = read_puzzles(tmp_path / "pairs.npy", Lines())
     assert dataset.questions.tolist() == [[1, 2, 0]]
     assert dataset.batch(torch.tensor([0]))["labels"].tolist() == [[2, -100, -100]]
+    np.save(tmp_path / "pairs.npy", np.array([[[0, 1, 0], [1, -1, -1]], [[0] * 3, [-1] * 3]]))
+    reason = "FILE:2: no cell of the answer is asked; give a symbol for at least one"
+    assert error_of(tmp_path / "pairs.npy", Lines()) == reason
 
 
 def test_hub_data_sets_are_read_by_name(tmp_path, monkeypatch, puzzles):
@@ -163,10 +171,43 @@ def test_other_folders_are_read_by_split(tmp_path, puzzles):
     assert "column 'answer' is missing" in error_of(folder)
 
 
+@pytest.mark.parametrize("name", ["train-00000.csv", "mine.csv", "data/train.csv"])
+def test_digits_of_csv_files_of_other_names_are_text(name, tmp_path, puzzles):
+    path = tmp_path / "set" / name
+    path.parent.mkdir(parents=True)
+    path.write_text(as_csv(*puzzles))
+    assert same(read_puzzles(tmp_path / "set", SMALL), puzzles)
+    write(path, f"{QUESTION},{ANSWER}".replace(".", "0"), f",{ANSWER}")
+    assert "FILE (train):2: the question has 0 cells" in error_of(tmp_path / "set")
+    write(path, QUESTION, header="question")
+    assert "column 'answer' is missing" in error_of(tmp_path / "set")
+
+
 @pytest.mark.parametrize("name", ["no/such-data-set", "nowhere.csv", "nowhere.npy", "a b/c?"])
 def test_missing_sources_are_named(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "give a .csv" in error_of(name)
+
+
+@pytest.mark.parametrize("name", ["nothing", "./nothing", "data.d/puzzles/x", "/nothing", "~/a"])
+def test_what_is_no_name_is_not_looked_for_on_the_hub(name, tmp_path, monkeypatch):
+    def refuse(*_, **options):
+        raise AssertionError("the Hub was asked")
+
+    for function in ("huggingface_hub.hf_hub_download", "datasets.load_dataset"):
+        monkeypatch.setattr(function, refuse)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="(nothing|/x|~/a): no such file or folder, and no Hub"):
+        read_puzzles(name, SMALL)
+    with pytest.raises(DataError, match="^the name of a source is empty; give a .csv"):
+        read_puzzles("", SMALL)
+
+
+def test_a_folder_needs_no_owner(tmp_path, monkeypatch, puzzles):
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    Path("mine/rows.csv").write_text(as_csv(*puzzles))
+    assert same(read_puzzles("mine", SMALL), puzzles)
 
 
 def test_a_name_that_is_too_long_is_no_file():
@@ -352,6 +393,28 @@ def test_questions_without_exactly_one_solution_are_found(puzzles):
     assert check_unique(PuzzleDataset(SMALL, questions, answers)) == [(3, 2), (8, 0)]
     with pytest.raises(ConfigError, match="maze: has no solver"):
         check_unique(PuzzleDataset(Maze(4, 4), questions, answers))
+
+
+def test_the_first_rows_are_searched_for_several_solutions_however_long(monkeypatch, puzzles):
+    class Slow(Sudoku):
+        """A second for each search, by the clock that the test replaces."""
+
+        def solve(self, question, limit=2):
+            clock.append(clock[-1] + 1)
+            return super().solve(question, limit)
+
+    clock = [0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[-1])
+    monkeypatch.setattr("latent_reason.data.puzzle_files.MAX_CHECKED", 20)
+    questions, answers = (grids.clone() for grids in puzzles)
+    questions[20] = 1  # all blank
+    assert refuse_several_solutions(PuzzleDataset(Slow(2, 2), questions, answers)) == 20
+    assert len(clock) == 21
+    assert refuse_several_solutions(PuzzleDataset(SMALL, questions[:7], answers[:7])) == 7
+    assert refuse_several_solutions(PuzzleDataset(Maze(4, 4), questions, answers)) == 0
+    questions[19] = 1
+    with pytest.raises(DataError, match="^puzzle 20: the question has several solutions; remove"):
+        refuse_several_solutions(PuzzleDataset(SMALL, questions, answers))
 
 
 @pytest.mark.skipif(not SHARED, reason="no shared/data in or beside the repository")

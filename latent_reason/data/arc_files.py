@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from latent_reason.data.arc_folder import find_task_files
 from latent_reason.errors import DataError
+from latent_reason.files import refuse_constant
 
 MAX_SIDE = 30
 NUM_COLOURS = 10
@@ -140,7 +141,8 @@ def _load(path: Path) -> dict[str, Any]:
     if len(data) > MAX_FILE_BYTES:
         raise DataError(f"{path}: more than {MAX_FILE_BYTES:,} bytes; split the file")
     try:
-        content = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique)
+        text = data.decode("utf-8-sig")
+        content = json.loads(text, object_pairs_hook=_unique, parse_constant=refuse_constant)
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error}); mend the file") from None
     except RecursionError:

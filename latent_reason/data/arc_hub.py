@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from latent_reason.data.arc_files import ArcTask, read_arc, to_task
 from latent_reason.data.arc_folder import SPLITS, SUFFIXES, find_task_files
-from latent_reason.data.hub import load_split
+from latent_reason.data.hub import load_split, refuse_no_name
 from latent_reason.errors import DataError
 from latent_reason.files import exists
 
@@ -29,6 +29,8 @@ def find_arc(source: str, split: Literal["train", "test"]) -> list[ArcTask]:
     Raises:
         DataError: naming source, row or task, and reason.
     """
+    if not source:  # which is the current folder to a Path
+        refuse_no_name(source, _HINT)
     path = Path(source)
     named_as_file = exists(path, Path.is_file) or path.name.endswith(SUFFIXES)
     if named_as_file or (exists(path, Path.is_dir) and find_task_files(path)):

@@ -15,14 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latent_reason.config import check
-from latent_reason.data.maze_making import carve, pick
+from latent_reason.data.maze_making import carve, longest_length, pick
 from latent_reason.data.order import Draws
-from latent_reason.data.puzzle_splits import hash_grids, make_split
+from latent_reason.data.puzzle_splits import MAX_MISSES, hash_grids, make_split
 from latent_reason.data.puzzles import PAD, Puzzle, Symmetry
 from latent_reason.errors import DataError
 
 WALL, SPACE, START, GOAL, PATH = 1, 2, 3, 4, 5
 MAX_SIDE = 180
+MAX_CELLS_MISSED = 16_000_000
+"""Cells of mazes drawn in a row without a new one after which a split counts as used up: those of
+large mazes take long."""
 
 
 class Maze(Puzzle):
@@ -147,7 +150,8 @@ class Maze(Puzzle):
             num: mazes, 1 or more.
             seed: any integer.
             split: one of `puzzle_splits.SPLITS`.
-            min_length: the least moves from S to G; height + width if not given.
+            min_length: the least moves from S to G, `longest_length` at most; height + width if
+                not given.
 
         Returns:
             questions and answers, (num, S) int64 tokens each.
@@ -157,13 +161,15 @@ class Maze(Puzzle):
             DataError: if no more mazes of the split are found.
         """
         least = self.height + self.width if min_length is None else min_length
-        fits = 1 <= least < self.num_cells
-        check(fits, "min_length", least, f"1 to {self.num_cells - 1}")
+        most = longest_length(self.height, self.width)
+        size = f"{self.height}x{self.width}"
+        check(1 <= least <= most, "min_length", least, f"1 to {most}, no {size} maze has more")
+        tries = min(MAX_MISSES, MAX_CELLS_MISSED // self.num_cells)
 
         def draw(draws: Draws) -> tuple[Tensor, Tensor]:
             return self._draw(draws, least)
 
-        return make_split(self, draw, num, seed, split)
+        return make_split(self, draw, num, seed, split, f" of min_length {least}", tries)
 
     def _draw(self, draws: Draws, min_length: int) -> tuple[Tensor, Tensor]:
         """Return the usable (n, S) questions and answers of a chunk of random mazes."""

@@ -36,6 +36,18 @@ def carve(draws: Draws, height: int, width: int, loops: float) -> Tensor:
     return is_open.gather(1, cells.flatten(1))
 
 
+def longest_length(height: int, width: int) -> int:
+    """Return a number of moves that no shortest path through a maze of `carve` exceeds.
+
+    Rooms and passages take turns on a path, each at most once, so that n rooms give 2 (n - 1)
+    moves. A path that ends in a passage gains none: it leaves out the room behind, which would be
+    a shorter way. A doubled line adds one move for each passage through it.
+    """
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    doubled = (0 if height % 2 else columns) + (0 if width % 2 else rows)
+    return 2 * (rows * columns - 1) + doubled
+
+
 def pick(cells: Tensor, draws: Draws) -> Tensor:
     """Choose one of the cells (B, S) bool that are True, at random: (B, S) bool, at most one."""
     counts = cells.cumsum(dim=1)

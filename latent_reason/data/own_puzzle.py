@@ -8,6 +8,7 @@ import sys
 from importlib import import_module
 
 from latent_reason.data.kinds import find_puzzle
+from latent_reason.data.puzzle_check import require_parts
 from latent_reason.data.puzzles import Puzzle
 from latent_reason.errors import ConfigError
 
@@ -70,4 +71,5 @@ def named_puzzle(name: str) -> Puzzle:
         raise ConfigError(
             f"puzzle: {name} has a rule (valid) but does not say what breaks it; write conflicts"
         )
+    require_parts(puzzle)
     return puzzle

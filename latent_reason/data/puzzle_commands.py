@@ -76,6 +76,7 @@ def write_puzzles(args: argparse.Namespace) -> Iterator[str]:
     """
     from latent_reason.data.maze import Maze
     from latent_reason.data.own_puzzle import named_puzzle
+    from latent_reason.data.puzzle_check import require_sound
     from latent_reason.data.puzzle_sources import require_text
     from latent_reason.data.puzzles import PuzzleDataset
 
@@ -89,6 +90,7 @@ def write_puzzles(args: argparse.Namespace) -> Iterator[str]:
     else:
         raise ConfigError(f"min_length: got {args.min_length}, expected none but for mazes")
     data = PuzzleDataset(puzzle, *grids)
+    require_sound(data)
     write_csv(Path(args.output), data)
     yield f"{args.output}: {len(data):,} rows of {args.puzzle}, {args.split}, seed {args.seed}"
 

@@ -11,7 +11,6 @@ of arrays and Hub data sets from 1.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -20,15 +19,17 @@ import numpy as np
 import torch
 
 from latent_reason.config import check
-from latent_reason.data.puzzle_sources import MAX_ROWS, Rows, open_source
+from latent_reason.data.hub import refuse_no_name
+from latent_reason.data.puzzle_check import require_sound, rule_says
+from latent_reason.data.puzzle_sources import HINT, MAX_ROWS, Rows, open_source
 from latent_reason.data.puzzle_splits import hash_grids
 from latent_reason.data.puzzles import PAD, Puzzle, PuzzleDataset
 from latent_reason.errors import ConfigError, DataError
 
 MAX_SOLVER_CELLS = 81
 """Larger puzzles are not searched for their solutions unasked: that may take very long."""
-MAX_CHECKED = 1000
-MAX_CHECK_S = 3.0
+MAX_CHECKED = 200
+"""Rows searched for several solutions unasked; hard 9x9 Sudokus take up to some 20 ms each."""
 _CHUNK = 8192
 
 
@@ -56,11 +57,13 @@ def read_puzzles(
         limit: keep only the first so many rows; few of the others are read.
 
     Raises:
-        ConfigError: for a limit below 1.
+        ConfigError: for a limit below 1, or a rule of the puzzle that gives no (B,) bool.
         DataError: if there is no such source or split, or a row is not usable; the message is
             "SOURCE:ROW: what is wrong".
     """
     check(limit is None or limit >= 1, "limit", limit, "1 or more")
+    if not os.fspath(source):  # which is the current folder to a Path
+        refuse_no_name("", HINT)
     rows, chunks = open_source(Path(source), puzzle, split)
     questions, answers = [], []
     for chunk in chunks:
@@ -78,6 +81,7 @@ def read_puzzles(
         raise DataError(f"{rows.source}: no rows; give at least one puzzle")
     dataset = PuzzleDataset(puzzle, torch.cat(questions), torch.cat(answers))
     dataset.sources = ((rows.source, rows.first, rows.num),)
+    require_sound(dataset)
     _refuse_duplicates(dataset)
     return dataset
 
@@ -126,30 +130,39 @@ def check_unique(dataset: PuzzleDataset) -> list[tuple[int, int]]:
     return [(row, count) for row, count in enumerate(counts) if count != 1]
 
 
-def refuse_several_solutions(dataset: PuzzleDataset) -> None:
+def refuse_several_solutions(dataset: PuzzleDataset) -> int:
     """Refuse puzzles that do not have exactly one solution.
 
-    The first 1,000 are looked at, for some three seconds at most; none where the puzzle has no
-    solver that is fast enough. `python -m latent_reason.data check-puzzles` looks at all.
+    The first `MAX_CHECKED` are looked at; none where the puzzle has no solver that is fast enough.
+    `python -m latent_reason.data check-puzzles` looks at all.
+
+    Returns:
+        how many were looked at.
 
     Raises:
         DataError: naming the first.
     """
     if not isinstance(dataset.puzzle, Solver) or dataset.puzzle.num_cells > MAX_SOLVER_CELLS:
-        return
-    end = time.monotonic() + MAX_CHECK_S
-    for row in range(min(len(dataset), MAX_CHECKED)):
+        return 0
+    num = min(len(dataset), MAX_CHECKED)
+    for row in range(num):
         if check_unique(dataset.subset(torch.tensor([row]))):
             raise DataError(
                 f"{dataset.place(row)}: the question has several solutions; remove it "
                 "(python -m latent_reason.data check-puzzles lists all such rows)"
             )
-        if time.monotonic() > end:
-            return
+    return num
 
 
 def _check_answers(rows: Rows, puzzle: Puzzle, questions: np.ndarray, answers: np.ndarray) -> None:
-    """Refuse answers with blanks, with changed clues, or against the rule; (n, S) tokens each."""
+    """Refuse rows that ask nothing, answers with blanks, with changed clues, or against the rule.
+
+    Questions and answers are (n, S) tokens each.
+    """
+    rows.require(
+        (answers != PAD).any(axis=1),
+        lambda at: "no cell of the answer is asked; give a symbol for at least one",
+    )
     if puzzle.blank:
         blank = puzzle.alphabet.index(puzzle.blank) + 1
         open_cells = answers == blank
@@ -163,14 +176,16 @@ def _check_answers(rows: Rows, puzzle: Puzzle, questions: np.ndarray, answers: n
             ~changed.any(axis=1),
             lambda at: f"cell {changed[at].argmax() + 1} of the answer changes the clue",
         )
-    valid = puzzle.valid(torch.from_numpy(questions), torch.from_numpy(answers))
+    valid = rule_says(puzzle, torch.from_numpy(questions), torch.from_numpy(answers))
     if valid is not None:
-        rows.require(
-            valid.numpy(),
-            lambda at: (
-                "wrong answer: " + puzzle.conflicts(questions[at].tolist(), answers[at].tolist())[0]
-            ),
-        )
+        rows.require(valid.numpy(), lambda at: _conflict(puzzle, questions[at], answers[at]))
+
+
+def _conflict(puzzle: Puzzle, question: np.ndarray, answer: np.ndarray) -> str:
+    """Say what is wrong with an answer (S,) by the rule."""
+    found = puzzle.conflicts(question.tolist(), answer.tolist())
+    name = type(puzzle).__name__
+    return f"wrong answer: {found[0] if found else f'{name}.valid() but not conflicts() says so'}"
 
 
 def _refuse_duplicates(dataset: PuzzleDataset) -> None:

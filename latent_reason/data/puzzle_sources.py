@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from latent_reason.data.hub import load_split
+from latent_reason.data.hub import load_split, refuse_no_name
 from latent_reason.data.puzzles import PAD, Puzzle
 from latent_reason.errors import ConfigError, DataError, first_line
 from latent_reason.files import exists
@@ -33,7 +33,7 @@ UNREADABLE_ARRAY = (ValueError, TypeError, OverflowError, OSError, EOFError)
 UNREADABLE_ARRAY += (SyntaxError, tokenize.TokenError, MemoryError, RecursionError)
 """What numpy may raise on the header of a `.npy` file, which it reads as Python does."""
 _CHUNK = 8192
-_HINT = "give a .csv, .csv.gz or .npy file, a folder of them, or a Hub name"
+HINT = "give a .csv, .csv.gz or .npy file, a folder of them, or a Hub name"
 
 Grids = tuple[np.ndarray, np.ndarray]
 """Questions and answers, (n, S) uint8 tokens each."""
@@ -80,10 +80,11 @@ def open_source(path: Path, puzzle: Puzzle, split: str) -> tuple[Rows, Iterator[
 
 def _open_hub(path: Path, puzzle: Puzzle, split: str) -> tuple[Rows, Iterator[Grids]]:
     """Return the rows of a Hub data set, or of a folder of another kind of data files."""
+    name = str(path)
+    refuse_no_name(name, HINT)
     from huggingface_hub import hf_hub_download  # slow to import, and only needed here
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-    name = str(path)
     if not path.is_dir():
         try:  # the file itself: `datasets` takes a long row of digits for a number
             file = hf_hub_download(name, f"{split}.csv", repo_type="dataset")
@@ -91,7 +92,7 @@ def _open_hub(path: Path, puzzle: Puzzle, split: str) -> tuple[Rows, Iterator[Gr
             return rows, _csv_chunks(rows, Path(file), puzzle)
         except (EntryNotFoundError, HFValidationError, OSError):
             pass
-    table = load_split(name, split, _HINT).with_format("arrow")
+    table = load_split(name, split, HINT, text=FIELDS).with_format("arrow")
     rows = Rows(f"{name} ({split})", 1)
     for field in FIELDS:
         feature = table.features.get(field, "missing")
@@ -139,7 +140,7 @@ def _csv_chunks(rows: Rows, path: Path, puzzle: Puzzle) -> Iterator[Grids]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{rows.source}: damaged gzip file ({error}); get it again") from None
     except FileNotFoundError:
-        raise DataError(f"{rows.source}: no such file; {_HINT}") from None
+        raise DataError(f"{rows.source}: no such file; {HINT}") from None
     except (ArrowInvalid, OSError) as error:
         reason = first_line(error)
         if ragged := re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", reason):
@@ -246,7 +247,7 @@ def _load(path: Path) -> np.ndarray:
         with np.errstate(over="ignore"):  # of the size that a header claims
             array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; {_HINT}") from None
+        raise DataError(f"{path}: no such file; {HINT}") from None
     except UNREADABLE_ARRAY as error:
         reason = first_line(error)
         raise DataError(f"{path}: not a .npy file of numbers ({reason})") from None

@@ -19,7 +19,7 @@ from latent_reason.errors import DataError
 
 SPLITS = ("train", "val", "test")
 MAX_MISSES = 20_000
-"""Draws in a row without a new puzzle after which a split counts as used up."""
+"""Draws in a row without a new puzzle after which a split counts as used up, by default."""
 _MAX_CHUNK = 1024
 _FIRST = 2**40  # far from the positions of a data order, which draws from the same seeds
 
@@ -56,6 +56,8 @@ def make_split(
     num: int,
     seed: int,
     split: str,
+    wish: str = "",
+    max_misses: int = MAX_MISSES,
 ) -> tuple[Tensor, Tensor]:
     """Draw puzzles until a split has enough, no two of them equal up to symmetry.
 
@@ -68,6 +70,8 @@ def make_split(
         num: puzzles wanted, 1 or more.
         seed: any integer.
         split: one of `SPLITS`.
+        wish: what else was asked of the puzzles, for the message, such as " of min_length 9".
+        max_misses: draws in a row without a new puzzle after which the split counts as used up.
 
     Returns:
         questions and answers, (num, S) int64 each.
@@ -90,9 +94,9 @@ def make_split(
                 new.append(row)
         kept.append((questions[new], answers[new]))
         misses = 0 if new else misses + chunk
-        if misses >= MAX_MISSES:
+        if misses >= max_misses:
             raise DataError(
-                f"found only {len(seen)} different puzzles for split {split!r}, not {num}; "
+                f"found only {len(seen)} different puzzles{wish} for split {split!r}, not {num}; "
                 "ask for fewer, larger or easier ones"
             )
         start, chunk = start + chunk, min(2 * chunk, _MAX_CHUNK)
