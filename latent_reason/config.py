@@ -10,6 +10,7 @@ import math
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from latent_reason.errors import ConfigError
@@ -102,8 +103,9 @@ class JsonConfig:
     """Mixin of the dataclasses below: to and from plain JSON values."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values (tuples become lists on dumping)."""
-        return asdict(self)  # type: ignore[call-overload]
+        """Return the fields as JSON values (tuples become lists on dumping, paths are text)."""
+        values = asdict(self)  # type: ignore[call-overload]
+        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
     def check_types(self) -> None:
         """Raise `ConfigError` for a field of one of `TYPES`, or of choices, that holds another."""

@@ -151,9 +151,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, text: str | None) ->
 
 def test_a_run_of_another_recipe_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"preset": "gone", "size": 3}')
-    with pytest.raises(
-        CheckpointError, match="of another recipe; resume it there"
-    ):
+    with pytest.raises(CheckpointError, match="of another recipe; resume it there"):
         parse(["--resume", str(tmp_path)], PRESETS, "")
 
 

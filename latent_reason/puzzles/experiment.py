@@ -13,6 +13,7 @@ from latent_reason.checkpoint import latest_checkpoint
 from latent_reason.config import PuzzleModelConfig, check, check_unread
 from latent_reason.data.arc_canvas import ArcCanvas
 from latent_reason.data.own_puzzle import named_puzzle
+from latent_reason.data.puzzle_check import require_sound
 from latent_reason.data.puzzle_files import (
     join,
     read_puzzles,
@@ -102,10 +103,13 @@ def load_splits(config: PuzzleRunConfig) -> dict[str, PuzzleDataset]:
         for name in ("num_train", "num_test"):
             expected = "at least 1 without --train-data FILE --test-data FILE"
             check(getattr(config, name) >= 1, name, getattr(config, name), expected)
-        return {
+        made = {
             split: PuzzleDataset(puzzle, *puzzle.generate(num, seed, split), config.augment)
             for split, num in sizes.items()
         }
+        for dataset in made.values():
+            require_sound(dataset)
+        return made
     whole = join([read_puzzles(name, puzzle, "train") for name in config.train_data])
     whole.augment = config.augment
     if len(whole) <= config.num_val:
