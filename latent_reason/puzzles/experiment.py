@@ -130,8 +130,6 @@ def load_splits(config: PuzzleRunConfig) -> dict[str, PuzzleDataset]:
     test = read_puzzles(config.test_data, puzzle, "test")
     if config.num_test:
         test = test.subset(torch.arange(min(config.num_test, len(test))))
-    for part in (kept, test):
-        refuse_several_solutions(part)
     return {"train": kept, "val": whole.subset(val), "test": test}
 
 
@@ -207,7 +205,13 @@ class PuzzleRun(RunFrame[PuzzleRunConfig]):
 
     def load(self) -> dict[str, Any]:
         """Return train, what the training loop needs of a dataset; val and test, PuzzleDatasets."""
-        return {**load_splits(self.config)}
+        splits = load_splits(self.config)
+        if self.config.train_data:
+            looked_at = {split: refuse_several_solutions(data) for split, data in splits.items()}
+            if any(looked_at.values()):
+                first = ", ".join(f"{num} of {split}" for split, num in looked_at.items())
+                self.say(f"no several solutions in the first {first}")
+        return {**splits}
 
     def make_model(self, config: PuzzleModelConfig) -> PuzzleModel:
         """Return a new model for the run's puzzle, seeded."""
