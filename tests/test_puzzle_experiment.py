@@ -668,3 +668,24 @@ def test_published_presets_have_the_published_settings(
     assert (train.warmup_steps, train.cooldown, train.grad_clip) == (2000, 0.0, None)
     assert train.halt == HaltConfig(halt_max_steps=16, halt_exploration_prob=0.1)
     assert train.ema_decay == (0.0 if reasoner.kind == "hrm" else 0.999)
+
+
+@pytest.mark.parametrize("name", [name for name in recipe.PRESETS if "extreme" in name])
+def test_the_settings_for_sudoku_extreme_train(name: str, tmp_path: Path) -> None:
+    """Optimizer, halting, chains and table of each preset, with a small net on small puzzles."""
+    config = recipe.PRESETS[name][1]
+    sizes = {"hidden_size": 16, "num_heads": 2, "width_multiple": 8, "H_cycles": 2, "L_cycles": 1}
+    reasoner = replace(config.model.reasoner, **sizes)
+    table = 16 if config.model.puzzle_emb_size else 0
+    model = replace(config.model, reasoner=reasoner, puzzle_emb_size=table)
+    every = {"max_steps": 3, "warmup_steps": 1, "log_every": 1, "eval_every": 3, "save_every": 3}
+    train = replace(config.train, batch_size=4, compile=False, **every)
+    run = make_run(tmp_path, puzzle="sudoku-4x4", model=model, train=train)
+    run.open_folder()
+    before = run.make_model(model).state_dict()
+    trained, trainer = run.train_model(run.folder, model, train)
+    assert trainer.step == 3
+    after = trained.state_dict()
+    changed = [key for key, value in before.items() if not torch.equal(value, after[key])]
+    assert {key for key in before if key.endswith("weight")} <= {*changed, "q_head.weight"}
+    assert all(torch.isfinite(value).all() for value in after.values())
