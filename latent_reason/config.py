@@ -79,13 +79,15 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "float | None": (lambda value: value is None or _is_number(value), "a finite number or None"),
     "bool": (lambda value: isinstance(value, bool), "True or False"),
     "str": (lambda value: isinstance(value, str), "a text"),
+    "str | None": (lambda value: value is None or isinstance(value, str), "a text or None"),
+    "Path | None": (lambda value: value is None or isinstance(value, Path), "a path or None"),
     "tuple[int, ...]": (lambda value: _is_list(value, _is_whole), "a list of whole numbers"),
     "tuple[str, ...]": (
         lambda value: _is_list(value, lambda part: isinstance(part, str)),
         "a list of texts",
     ),
 }
-"""Annotations that `JsonConfig.check_types` knows: what holds of a value, what is expected."""
+"""Annotations that `JsonConfig.settle` knows: what holds of a value, what is expected."""
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -107,17 +109,30 @@ class JsonConfig:
         values = asdict(self)  # type: ignore[call-overload]
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
-    def check_types(self) -> None:
-        """Raise `ConfigError` for a field of one of `TYPES`, or of choices, that holds another."""
+    def settle(self) -> None:
+        """Turn what JSON has into what the fields hold: configurations, paths, tuples.
+
+        Raises:
+            ConfigError: for a configuration or a field of one of `TYPES`, or of choices, that holds
+                something else.
+        """
         hints = get_type_hints(type(self))
         for f in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, f.name)
+            value, hint = getattr(self, f.name), hints[f.name]
+            if isinstance(hint, type) and issubclass(hint, JsonConfig):
+                value = hint.from_dict(value) if isinstance(value, Mapping) else value
+                check(isinstance(value, hint), f.name, value, f"a {hint.__name__}")
+            elif f.type == "Path | None" and isinstance(value, str):
+                value = Path(value)
             if f.type in TYPES:
                 fits, expected = TYPES[f.type]
                 check(fits(value), f.name, value, expected)
-            elif get_origin(hints[f.name]) is Literal:
-                choices = get_args(hints[f.name])
+            elif get_origin(hint) is Literal:
+                choices = get_args(hint)
                 check(value in choices, f.name, value, f"one of {choices}")
+            if f.type in TYPES and isinstance(value, list):
+                value = tuple(value)
+            object.__setattr__(self, f.name, value)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -175,7 +190,7 @@ class ReasonerConfig(JsonConfig):
     """Epsilon of RMSNorm."""
 
     def __post_init__(self) -> None:
-        self.check_types()
+        self.settle()
         for name in ("hidden_size", "num_heads", "width_multiple"):
             check_range(self, name, 1, 2**16)
         for name in ("L_layers", "L_cycles", "H_cycles"):
@@ -242,11 +257,7 @@ class LatentReasonerConfig(JsonConfig):
     """Text between the soft tokens and the answer (writer soft)."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.reasoner, Mapping):
-            object.__setattr__(self, "reasoner", ReasonerConfig.from_dict(self.reasoner))
-        self.check_types()
-        reasoner = self.reasoner
-        check(isinstance(reasoner, ReasonerConfig), "reasoner", reasoner, "a ReasonerConfig")
+        self.settle()
         layers = self.read_layers
         listed = isinstance(layers, (list, tuple)) and len(layers) >= 1
         check(listed, "read_layers", layers, "a list of at least one layer")
@@ -290,9 +301,7 @@ class PuzzleModelConfig(JsonConfig):
     chooses in use; memory and time grow with their number."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.reasoner, Mapping):
-            object.__setattr__(self, "reasoner", ReasonerConfig.from_dict(self.reasoner))
-        self.check_types()
+        self.settle()
         check_range(self, "vocab_size", 2, 256)  # a data set holds tokens as bytes
         check_range(self, "num_cells", 1, 2**16)
         check_range(self, "num_puzzles", 1, 10**9)

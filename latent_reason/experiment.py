@@ -51,7 +51,7 @@ class RunConfig(FrameConfig):
     """Reader, reasoner, writer; num_slots 0 takes what the longest answer needs."""
 
     def __post_init__(self) -> None:
-        self.settle(LatentReasonerConfig, ("train_data", "test_data"))
+        self.settle()
         least = 1 if self.train_data is None else 0
         for name in ("num_train", "num_test"):
             check(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")

@@ -16,10 +16,10 @@ that are in the training or validation data up to symmetry. A row needs `system`
 `n` and `exact_accuracy`; everything else may be missing or null (a system without a recursion has
 no `refinement_steps`), and further keys are allowed. Of puzzles with a rule `valid_accuracy` is the
 share of answers that are right by it. The row of a model that halts itself has
-`mean_refinement_steps`, which the table shows in place of `refinement_steps`, its limit, and for
-puzzles `halted_at`: pairs of a number of refinement steps and of the examples that its halting head stopped
-there; those in no pair it never stopped. The first row names the system that the run is about; the
-other systems are what it is compared with.
+`mean_refinement_steps`, which the table shows in place of `refinement_steps`, its limit, and of
+puzzles `halted_at`: pairs of a number of refinement steps and of the examples that its halting
+head stopped there; those in no pair it never stopped. The first row names the system that the run
+is about; the other systems are what it is compared with.
 """
 
 from __future__ import annotations

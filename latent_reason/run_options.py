@@ -39,24 +39,9 @@ class FrameConfig(JsonConfig):
     log_with: Tracker = "none"
     """Tracker besides metrics.jsonl."""
 
-    def settle(self, model: type[JsonConfig], paths: Sequence[str] = ()) -> None:
-        """Turn what JSON has into what the fields hold, check their types and the fields above.
-
-        Args:
-            model: class of the field `model`.
-            paths: names of fields that hold a path or None, besides output_dir.
-
-        Raises:
-            ConfigError: a field holds something else.
-        """
-        for name, cls in (("model", model), ("train", TrainConfig)):
-            if isinstance(getattr(self, name), dict):
-                object.__setattr__(self, name, cls.from_dict(getattr(self, name)))
-        for name in ("output_dir", *paths):
-            if isinstance(getattr(self, name), str):
-                object.__setattr__(self, name, Path(getattr(self, name)))
-        self.check_types()
-        object.__setattr__(self, "refinement_steps", tuple(self.refinement_steps))
+    def settle(self) -> None:
+        """Do what `JsonConfig.settle` does, and check the fields above."""
+        super().settle()
         check(self.num_val >= 1, "num_val", self.num_val, "at least 1")
         check_refinement_steps(self.refinement_steps)
 

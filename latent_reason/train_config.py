@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -49,7 +48,7 @@ class HaltConfig(JsonConfig):
     limit from the start."""
 
     def __post_init__(self) -> None:
-        self.check_types()
+        self.settle()
         check_range(self, "halt_max_steps", 1, MAX_REFINEMENT_STEPS)
         check(
             0 <= self.halt_exploration_prob <= 1,
@@ -122,10 +121,7 @@ class TrainConfig(JsonConfig):
     """Of initial weights, data order and exploration."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.halt, Mapping):
-            object.__setattr__(self, "halt", HaltConfig.from_dict(self.halt))
-        self.check_types()
-        check(isinstance(self.halt, HaltConfig), "halt", self.halt, "a HaltConfig")
+        self.settle()
         for name in ("max_steps", "batch_size", "log_every", "eval_every", "save_every"):
             check_range(self, name, 1, 10**9)
         for name in ("warmup_steps", "weight_decay", "puzzle_weight_decay"):

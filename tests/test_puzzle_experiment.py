@@ -84,6 +84,9 @@ SHRUNK = (
             {"start_from": "x", "controls": True},
             "start_from: got 'x', expected None with --controls: its training is no part of",
         ),
+        ({"test_data": 5}, "test_data: got 5, expected a text or None"),
+        ({"output_dir": 5}, "output_dir: got 5, expected a path or None"),
+        ({"train": 5}, "train: got 5, expected a TrainConfig"),
         ({"colour": 1}, r"PuzzleRunConfig: got \['colour'\], expected only the fields"),
     ],
 )

@@ -37,7 +37,7 @@ class Config(FrameConfig):
         if isinstance(self.train, dict):
             object.__setattr__(self, "train", TrainConfig.from_dict(self.train))
         object.__setattr__(self, "refinement_steps", tuple(self.refinement_steps))
-        self.check_types()
+        self.settle()
         check(self.size >= 1, "size", self.size, "at least 1")
 
 

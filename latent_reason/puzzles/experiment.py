@@ -63,8 +63,7 @@ class PuzzleRunConfig(FrameConfig):
     """The network; vocab_size and num_cells are taken from the puzzle."""
 
     def __post_init__(self) -> None:
-        self.settle(PuzzleModelConfig, paths=("start_from",))
-        object.__setattr__(self, "train_data", tuple(self.train_data))
+        self.settle()
         for name in ("num_train", "num_test"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         check(0 <= self.hints <= 1, "hints", self.hints, "a part from 0 to 1")
