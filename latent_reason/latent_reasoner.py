@@ -76,7 +76,7 @@ class LatentReasoner(nn.Module):
         Raises:
             ConfigError: if the base cannot be loaded or is unfit, see `check_base`.
         """
-        llm = base if isinstance(base, FrozenLLM) else FrozenLLM.load(base, **kwargs)
+        llm = loaded(base, kwargs)
         check_base(llm)
         return cls(llm, config)
 
@@ -376,7 +376,7 @@ class LatentReasoner(nn.Module):
             complete = json.loads(json.dumps(config.to_dict()))
             if lost := [key for key in complete if saved.get(key) != complete[key]]:
                 raise ValueError(f"{ADAPTER_CONFIG}: incomplete {', '.join(lost)}")
-        llm = base if isinstance(base, FrozenLLM) else FrozenLLM.load(base or name, **kwargs)
+        llm = loaded(base or name, kwargs)
         known = digest and llm.fingerprint()
         if llm.hidden_size != width or (known and known != digest):
             raise CheckpointError(
@@ -389,3 +389,17 @@ class LatentReasoner(nn.Module):
         model = cls(llm, config)
         model.core.load_state_dict(tensors)
         return model
+
+
+def loaded(base: str | FrozenLLM, kwargs: dict[str, Any]) -> FrozenLLM:
+    """Return a base, loaded with `kwargs` of `FrozenLLM.load` if it is not yet.
+
+    Raises:
+        ConfigError: it is loaded and there are kwargs, or it is neither.
+    """
+    if isinstance(base, FrozenLLM):
+        check(not kwargs, "base", sorted(kwargs), "no options for a base that is loaded already")
+        return base
+    expected = "a Hub name, a folder or a FrozenLLM(model, tokenizer, name)"
+    check(isinstance(base, str | Path), "base", base, expected)
+    return FrozenLLM.load(str(base), **kwargs)

@@ -10,7 +10,8 @@ Recipes and evaluation scripts write `results.json` into the run folder:
                "accuracy": 0.99, "trainable_parameters": 190000, "train_seconds": 240.0}, ...]}
 
 `commit`, `hardware` and `command` are those that the run was started with; `resumed_commits` has
-the other commits that it was resumed with, `peak_memory_gib` the memory of the host.
+the other commits that it was resumed with, `wall_seconds` the time since it was last resumed,
+`peak_memory_gib` the memory of the host.
 Shares are fractions between 0 and 1, `n` counts examples, `num_leaks` test puzzles (for ARC: tasks)
 that are in the training or validation data up to symmetry. A row needs `system`, `task`, `split`,
 `n` and `exact_accuracy`; everything else may be missing or null (a system without a recursion has

@@ -641,3 +641,11 @@ def test_one_prompt_and_answers_that_are_missing(make_llm):
     assert model.encode("abc")["input_ids"].shape == (1, 3)
     with pytest.raises(DataError, match="answers: got 1 for 2 prompts"):
         model.encode(["a", "b"], ["1"])
+
+
+def test_a_base_that_is_loaded_or_is_none(make_llm):
+    llm = make_llm()
+    with pytest.raises(ConfigError, match="base: got .'revision'., expected no options for a base"):
+        LatentReasoner.from_base(llm, revision="main")
+    with pytest.raises(ConfigError, match=r"expected a Hub name, .* FrozenLLM\(model, tokenizer"):
+        LatentReasoner.from_base(llm.model)
