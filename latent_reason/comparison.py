@@ -131,7 +131,6 @@ def write_results(run: Run, model: LatentReasoner) -> None:
         base_prompts_read=run.llm.num_prompts,
         base_unchanged=run.llm.sha256() == run.base_digest,
     )
-    card = f"# Latent reasoner for {run.llm.name}\n\nPreset {run.name}, seed "
-    card += f"{run.config.train.seed}, commit {run.about['commit']}.\n\n```\n{table}\n```\n"
+    card = f"# Latent reasoner for {run.llm.name}\n\n{run.origin}\n\n```\n{table}\n```\n"
     model.save_pretrained(run.folder / "adapter", card=card)
     run.say(f"adapter: {run.folder / 'adapter'}")

@@ -85,6 +85,13 @@ class RunFrame(Generic[Config]):
         """Whether to compute in bf16, in training and evaluation alike."""
         return use_bf16(self.config.train, self.accelerator.device)
 
+    @property
+    def origin(self) -> str:
+        """Where a model comes from, in Markdown, for its card."""
+        about = self.about
+        what = f"Preset {self.name}, seed {self.config.train.seed}, commit {about['commit']}"
+        return f"{what}: `{about['command']}`"
+
     def say(self, text: str) -> None:
         """Print on the main process, at once."""
         if self.accelerator.is_main_process:

@@ -314,10 +314,7 @@ class PuzzleRun(RunFrame[PuzzleRunConfig]):
         if not self.accelerator.is_main_process:
             return
         table = self.write_results(samples)
-        about = (
-            f"Preset {self.name}, seed {self.config.train.seed}, commit {self.about['commit']}.\n\n"
-        )
-        card = model_card(model, self.config.puzzle, f"{about}```\n{table}\n```")
+        card = model_card(model, self.config.puzzle, f"{self.origin}\n\n```\n{table}\n```")
         last = latest_checkpoint(self.folder / "checkpoints")
         raw = None if last is None else last.tensors["model"]
         folder = self.folder / "model"
