@@ -111,7 +111,7 @@ def sudoku_hard(max_steps: int) -> PuzzleRunConfig:
 
 
 def sudoku_hard_more(max_steps: int) -> PuzzleRunConfig:
-    """Return how the shipped 9x9 net was trained on from that of `sudoku_hard`."""
+    """Return how the shipped 9x9 net was trained last, to go on from it or from another."""
     config = sudoku_hard(max_steps)
     halt = HaltConfig(halt_max_steps=32, halt_exploration_prob=0.5)
     train = dataclasses.replace(
@@ -282,7 +282,7 @@ PRESETS: dict[str, tuple[str, PuzzleRunConfig]] = {
         sudoku_hard(20_000),
     ),
     "sudoku-hard-more": (
-        "trains the shipped 9x9 net, or --start-from another, on: 105 minutes on two CPU cores",
+        "trains the shipped 9x9 net, or --start-from another, on; not run under this name",
         sudoku_hard_more(19_000),
     ),
     "perfect-maze-11x11": ("11x11 mazes without loops: minutes on a CPU core", mazes(11, 4500)),
